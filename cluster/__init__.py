@@ -1,0 +1,1 @@
+"""Ground floor: strict configuration, Ray session, storage, adapter registry, metrics, prices."""

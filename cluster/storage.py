@@ -1,0 +1,184 @@
+"""Files and Parquet at a URI (local path, `s3://`, `gs://`) through `pyarrow.fs`.
+
+Whatever is written appears whole or not at all: it is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from cluster.errors import DataError
+
+TEMPORARY = ".tmp-"
+
+
+class Store:
+    """A folder at a URI. Paths given to its methods are relative to it."""
+
+    def __init__(self, uri: str | Path):
+        """Open `uri`; nothing is created until something is written."""
+        self.uri = str(uri)
+        if "://" in self.uri:
+            self.fs, self.root = pafs.FileSystem.from_uri(self.uri)
+        else:
+            self.fs, self.root = pafs.LocalFileSystem(), str(Path(self.uri).expanduser().absolute())
+        self.is_local = isinstance(self.fs, pafs.LocalFileSystem)
+
+    def __truediv__(self, path: str) -> Store:
+        """Return the store of a sub-folder."""
+        return Store(f"{self.uri.rstrip('/')}/{path}")
+
+    def path(self, path: str = "") -> str:
+        """Return the path inside the file system (an absolute path when local)."""
+        return f"{self.root}/{path}" if path else self.root
+
+    def exists(self, path: str = "") -> bool:
+        """Whether a file or folder is there."""
+        return self.fs.get_file_info(self.path(path)).type != pafs.FileType.NotFound
+
+    def list(self, path: str = "") -> list[str]:
+        """Names directly below `path`, sorted; temporary ones and those of a missing folder none."""
+        selector = pafs.FileSelector(self.path(path), allow_not_found=True)
+        names = [info.base_name for info in self.fs.get_file_info(selector)]
+        return sorted(name for name in names if not name.startswith(TEMPORARY))
+
+    def read_bytes(self, path: str) -> bytes:
+        """Read a whole file."""
+        with self.fs.open_input_stream(self.path(path)) as stream:
+            return stream.read()
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write a whole file; a reader sees the old content or the new, never a part."""
+        with self._beside(path) as temporary, self.fs.open_output_stream(temporary) as stream:
+            stream.write(data)
+
+    def read_json(self, path: str) -> Any:
+        """Read a JSON file; a broken one is a DataError that names it."""
+        try:
+            return json.loads(self.read_bytes(path))
+        except ValueError as error:
+            raise DataError(f"{self.path(path)} is not valid JSON: {error}") from error
+
+    def write_json(self, path: str, value: Any) -> None:
+        """Write JSON, indented, keys in the order given."""
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        self.write_bytes(path, text.encode())
+
+    def write_table(self, path: str, table: pa.Table) -> None:
+        """Write one Parquet file."""
+        with self._beside(path) as temporary:
+            pq.write_table(table, temporary, filesystem=self.fs)
+
+    def read_table(self, path: str) -> pa.Table:
+        """Read one Parquet file, or all `*.parquet` files of a folder in name order."""
+        if path.endswith(".parquet"):
+            return pq.read_table(self.path(path), filesystem=self.fs)
+        names = [name for name in self.list(path) if name.endswith(".parquet")]
+        if not names:
+            raise DataError(f"{self.path(path)} holds no Parquet file yet; run its stage first.")
+        tables = [pq.read_table(self.path(f"{path}/{n}"), filesystem=self.fs) for n in names]
+        return pa.concat_tables(tables, promote_options="default")
+
+    def read_rows(self, path: str) -> list[dict[str, Any]]:
+        """Like `read_table`, as Python dictionaries."""
+        return self.read_table(path).to_pylist()
+
+    def remove(self, path: str) -> None:
+        """Delete a file or a folder; a missing one is no error."""
+        info = self.fs.get_file_info(self.path(path))
+        if info.type == pafs.FileType.Directory:
+            self.fs.delete_dir(self.path(path))
+        elif info.type == pafs.FileType.File:
+            self.fs.delete_file(self.path(path))
+
+    def upload(self, folder: str | Path, path: str) -> None:
+        """Copy a local folder to `path`, whole or not at all."""
+        with self._beside(path) as temporary:
+            pafs.copy_files(str(folder), temporary, destination_filesystem=self.fs)
+
+    def download(self, path: str, folder: str | Path) -> None:
+        """Copy a file or folder to a local folder, whole or not at all."""
+        target = Path(folder)
+        beside = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+        try:
+            pafs.copy_files(self.path(path), str(beside), source_filesystem=self.fs)
+            beside.rename(target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def _beside(self, path: str) -> _Beside:
+        return _Beside(self, path)
+
+
+class _Beside:
+    """Context of a temporary path that becomes `path` when the block ends without an error."""
+
+    def __init__(self, store: Store, path: str):
+        self.store = store
+        self.target = store.path(path)
+        folder, _, name = self.target.rpartition("/")
+        self.folder = folder
+        self.temporary = f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name}"
+
+    def __enter__(self) -> str:
+        self.store.fs.create_dir(self.folder, recursive=True)
+        return self.temporary
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        fs = self.store.fs
+        if kind is None:
+            fs.move(self.temporary, self.target)
+            return
+        info = fs.get_file_info(self.temporary)
+        if info.type == pafs.FileType.Directory:
+            fs.delete_dir(self.temporary)
+        elif info.type == pafs.FileType.File:
+            fs.delete_file(self.temporary)
+
+
+def rows_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Build a table with exactly `schema`'s columns from dictionaries."""
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one text of a JSON value: keys sorted, no spaces, Unicode as it is."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value's canonical text."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 (hex) of a local file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_files(folder: str | Path, *, ignore: Iterable[str] = ("__pycache__",)) -> Iterator[Path]:
+    """Files below a local folder in path order, without caches and hidden ones."""
+    skip = set(ignore)
+    for current, folders, names in os.walk(folder):
+        folders[:] = sorted(n for n in folders if n not in skip and not n.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(current) / name
+
+
+def folder_digests(folder: str | Path) -> dict[str, str]:
+    """SHA-256 of every file below a local folder, by its path relative to it."""
+    base = Path(folder)
+    return {str(p.relative_to(base)): file_digest(p) for p in folder_files(base)}

@@ -1,0 +1,1 @@
+"""The library: tasks, prompts, teachers, curation, judging, training, evaluation, gates, cost."""

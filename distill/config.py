@@ -1,0 +1,241 @@
+"""Configuration of the distillation: one section a part, documented under each field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from cluster.config import StrictModel
+
+
+class TaskConfig(StrictModel):
+    """Which task is distilled."""
+
+    folder: str
+    """Folder with `task.toml`. A plain name such as `reconcile` means a task that comes with
+    Distillery."""
+
+
+class PromptsConfig(StrictModel):
+    """How many prompts of each split; they never share the task's disjoint fields."""
+
+    train: int = Field(default=600, ge=1)
+    """Prompts the student learns from."""
+    validation: int = Field(default=48, ge=1)
+    """Prompts for the loss that early stopping and the held-out-loss gate watch."""
+    test: int = Field(default=200, ge=1)
+    """Held-out prompts of the evaluation; nothing is trained or selected on them."""
+    seed: int = 17
+    """Seed of generated prompts and of the split of given ones."""
+    skip_bad: bool = False
+    """Go on without the lines of a prompts file that cannot be read (`--skip-bad`)."""
+
+
+class Price(StrictModel):
+    """Dollars per million tokens."""
+
+    input_usd_per_mtok: float = Field(ge=0)
+    """Prompt tokens."""
+    output_usd_per_mtok: float = Field(ge=0)
+    """Completion tokens."""
+
+
+class ProgramTeacher(StrictModel):
+    """A Python function that computes the answer. It is no model and is never called one."""
+
+    kind: Literal["program"] = "program"
+    """Discriminator."""
+    function: str = "rules:answer"
+    """`module:function` in the task folder; takes the prompt's variables, returns the answer."""
+    price: Price | None = None
+    """API price that the cost table compares with; `None`: the answers cost nothing."""
+
+
+class LiteLLMTeacher(StrictModel):
+    """Any provider or OpenAI-compatible server through LiteLLM; the key comes from the environment."""
+
+    kind: Literal["litellm"] = "litellm"
+    """Discriminator."""
+    model: str
+    """LiteLLM model name, such as `anthropic/claude-sonnet-4-20250514` or `openai/my-model`."""
+    api_base: str | None = None
+    """Base URL of an OpenAI-compatible server."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; `None`: the provider's usual one."""
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """Sampling temperature."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Longest answer asked for, in tokens."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Seconds before one request is given up."""
+    max_retries: int = Field(default=5, ge=0)
+    """Attempts after the first, on rate limits, time-outs and server errors only."""
+    concurrency: int = Field(default=32, ge=1)
+    """Requests in flight at once."""
+    price: Price | None = None
+    """Overrides LiteLLM's price table; needed for a model that the table does not know."""
+
+
+class ReplayTeacher(StrictModel):
+    """Answers recorded earlier, joined by `example_id` or by the task's prompt id."""
+
+    kind: Literal["replay"] = "replay"
+    """Discriminator."""
+    file: str
+    """JSONL or Parquet with `example_id` or `id`, and `completion`; tokens and latency if known."""
+    price: Price | None = None
+    """API price that the answers cost when they were made."""
+
+
+TeacherConfig = Annotated[
+    ProgramTeacher | LiteLLMTeacher | ReplayTeacher, Field(discriminator="kind")
+]
+
+
+class JudgeVerify(StrictModel):
+    """The task's own `verify.py`, executed: a judge that does not guess."""
+
+    kind: Literal["verify"] = "verify"
+    """Discriminator."""
+
+
+class JudgeLiteLLM(StrictModel):
+    """A model that scores an answer on the task's rubric, 0.0 to 1.0 a dimension."""
+
+    kind: Literal["litellm"] = "litellm"
+    """Discriminator."""
+    model: str
+    """LiteLLM model name."""
+    api_base: str | None = None
+    """Base URL of an OpenAI-compatible server."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key."""
+    concurrency: int = Field(default=16, ge=1)
+    """Requests in flight at once."""
+
+
+JudgeConfig = Annotated[JudgeVerify | JudgeLiteLLM, Field(discriminator="kind")]
+
+
+class JuryConfig(StrictModel):
+    """Who scores the answers, and which score keeps one."""
+
+    judges: list[JudgeConfig] = Field(default_factory=lambda: [JudgeVerify()])
+    """The jury; the score of a dimension is the mean over judges."""
+    min_score: float = Field(default=0.8, ge=0, le=1)
+    """An answer below this overall score is not trained on (4 of 5, FACTS: filters)."""
+
+
+class CurateConfig(StrictModel):
+    """Hard checks, cheapest first. Rejects are kept with their reason."""
+
+    min_completion_chars: int = Field(default=2, ge=1)
+    """Shorter answers are rejected as `too_short`."""
+    max_completion_chars: int = Field(default=8000, ge=1)
+    """Longer answers are rejected as `too_long`."""
+    min_printable_fraction: float = Field(default=0.99, ge=0, le=1)
+    """Least share of printable characters; below it the reason is `encoding`."""
+    language: str | None = None
+    """Expected script of the answer, `latin` or `None` for no check."""
+    max_repetition: float = Field(default=0.5, gt=0, le=1)
+    """Largest share of an answer that one repeated line may take (`repetition`)."""
+
+
+class StudentConfig(StrictModel):
+    """The small model that learns."""
+
+    model: str
+    """Local folder or hub name of a causal language model with a chat template."""
+    max_length: int = Field(default=1024, ge=16)
+    """Longest prompt plus completion in tokens; longer records are dropped and counted."""
+    rank: int = Field(default=16, ge=1, le=512)
+    """LoRA rank r (Hu et al. 2021); 4–8 style, 16–32 domain, 64 reasoning."""
+    alpha: float = Field(default=32.0, gt=0)
+    """LoRA scale: the update is alpha / rank · B A x."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Modules that get an adapter; `all-linear` is every linear layer but the output head."""
+
+
+class TrainConfig(StrictModel):
+    """Ray Train, DeepSpeed and the optimiser."""
+
+    workers: int = Field(default=2, ge=1)
+    """Ray Train workers; with `[cluster] accelerator` one GPU each."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """CPU threads of each worker when there is no accelerator."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage (Rajbhandari et al. 2020)."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Compute type; the optimiser keeps float32 master weights."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the training records."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after so many optimiser steps, for trials."""
+    batch_size: int = Field(default=16, ge=1)
+    """Records per optimiser step over all workers."""
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Records per worker and forward pass; the rest is gradient accumulation."""
+    learning_rate: float = Field(default=4e-4, gt=0)
+    """Peak rate."""
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the rate rises linearly; after it a cosine takes it to zero."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decoupled decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more compute."""
+    eval_every: int = Field(default=20, ge=1)
+    """Optimiser steps between two looks at the validation loss; each writes a checkpoint."""
+    patience: int = Field(default=3, ge=1)
+    """Looks without a better validation loss before training stops early."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Checkpoints kept, best validation loss first; the latest is always kept."""
+    max_failures: int = Field(default=3, ge=0)
+    """Worker failures survived by restarting from the last checkpoint."""
+    seed: int = 17
+    """Seed of the adapter's initial weights and of the shuffle."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Merged over the DeepSpeed configuration that the fields above make."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainConfig:
+        if self.batch_size % self.workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of workers {self.workers}"
+            )
+        return self
+
+
+class EvaluateConfig(StrictModel):
+    """Base, student and teacher on the held-out prompts."""
+
+    max_tokens: int = Field(default=128, ge=1)
+    """Longest answer, in tokens; a base model that rambles is cut here."""
+    concurrency: int = Field(default=16, ge=1)
+    """Requests in flight at once; the latencies are measured under this load."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Further vLLM engine arguments."""
+    kv_cache_gb: int = Field(default=1, ge=1)
+    """KV cache on CPU, GiB."""
+    bootstrap_samples: int = Field(default=1000, ge=100)
+    """Resamples of the 95% percentile bootstrap intervals (Efron 1979)."""
+    self_hosted_usd_per_hour: float = Field(default=0.10, ge=0)
+    """What the machine that serves the student costs an hour; with the measured rate it gives
+    dollars per 1,000 requests. An H100 is about 3.29, a 2-core machine about 0.10."""
+
+
+class GatesConfig(StrictModel):
+    """Thresholds that decide whether a student may ship. `None` switches a gate off."""
+
+    min_schema_valid: float | None = Field(default=0.98, ge=0, le=1)
+    """Least share of held-out answers that fit the output schema."""
+    min_transfer_ratio: float | None = Field(default=0.9, ge=0)
+    """Least student accuracy ÷ teacher accuracy."""
+    min_gain_over_base: float | None = Field(default=0.05, ge=-1, le=1)
+    """Least student accuracy − base accuracy."""
+    max_validation_loss: float | None = Field(default=0.5, gt=0)
+    """Largest held-out loss, nats a completion token."""

@@ -1,0 +1,1 @@
+"""One entry point a stage, the pipeline that chains them, the command line."""

@@ -1,0 +1,1 @@
+"""The online side: gateway, replicas, adapters, metrics, request log."""

@@ -1,0 +1,50 @@
+"""Configuration of the online side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from cluster.config import StrictModel
+
+
+class ServeConfig(StrictModel):
+    """One vLLM base, the registry's adapters, an OpenAI-compatible gateway in front."""
+
+    host: str = "127.0.0.1"
+    """Address the gateway listens on; there are no API keys yet, so loopback is the default."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port of the gateway."""
+    app_name: str = "distillery"
+    """Name of the Ray Serve application."""
+    replicas: int = Field(default=1, ge=1)
+    """Model replicas."""
+    base_model_name: str = ""
+    """Name clients use for the bare base model; empty takes the base model folder's name."""
+    max_model_len: int = Field(default=2048, ge=64)
+    """Context length, prompt plus completion, in tokens."""
+    max_loras: int = Field(default=4, ge=1)
+    """Adapters that one batch can mix."""
+    max_cpu_loras: int = Field(default=8, ge=1)
+    """Adapters kept in host memory."""
+    max_lora_rank: int = Field(default=16, ge=1)
+    """Largest rank the replicas accept; a student above it is refused before it is trained."""
+    kv_cache_gb: int = Field(default=1, ge=1)
+    """KV cache on CPU, GiB."""
+    max_ongoing_requests: int = Field(default=64, ge=1)
+    """Requests a replica works on at once; more wait in Ray Serve's queue."""
+    max_queued_requests: int = Field(default=256, ge=1)
+    """Requests that may wait for a replica; beyond that the gateway answers 503."""
+    request_timeout_s: float = Field(default=120.0, gt=0)
+    """Deadline of one request."""
+    alias_poll_s: float = Field(default=0.5, gt=0)
+    """How often the gateway looks whether an alias moved in the registry."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Further vLLM engine arguments."""
+    request_log: str = ""
+    """URI of the folder for the Parquet request log; empty switches it off."""
+    request_log_sample: float = Field(default=1.0, ge=0, le=1)
+    """Share of requests that are logged."""
+    startup_timeout_s: float = Field(default=600.0, gt=0)
+    """How long deployment may take before it is given up with the engine's last words."""
