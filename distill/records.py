@@ -1,0 +1,89 @@
+"""The records that pass between stages, and the id that follows one example through all of them.
+
+Every record is a plain dictionary; the schemas below are its columns in Parquet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.storage import digest_of
+
+Message = dict[str, str]
+"""One chat message: `role` (`system`, `user`, `assistant`) and `content`."""
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+PROMPT = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("split", pa.string()),  # train | validation | test
+        ("prompt_id", pa.string()),  # the id given in a user's file, or ""
+        ("messages", MESSAGES),  # system and user, as every model gets them
+        ("variables", pa.string()),  # JSON: what the templates were filled with
+        ("reference", pa.string()),  # JSON: the known right answer, or ""
+        ("stratum", pa.string()),  # category for reports, or ""
+    ]
+)
+
+COMPLETION = pa.schema(
+    [
+        *PROMPT,
+        ("completion", pa.string()),
+        ("error", pa.string()),  # "" when the teacher answered
+        ("teacher", pa.string()),
+        ("request_key", pa.string()),  # digest of prompt, teacher and parameters
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("latency_s", pa.float64()),
+        ("cost_usd", pa.float64()),
+    ]
+)
+
+REJECTED = pa.schema([*COMPLETION, ("reason", pa.string()), ("detail", pa.string())])
+
+VERDICT = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("judge", pa.string()),
+        ("dimension", pa.string()),
+        ("score", pa.float64()),  # 0.0 to 1.0; null when the judge failed
+        ("reasoning", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+
+PREDICTION = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("model", pa.string()),  # base | student | teacher
+        ("completion", pa.string()),
+        ("valid", pa.bool_()),
+        ("correct", pa.bool_()),
+        ("label", pa.string()),  # the headline field's predicted value, "" when invalid
+        ("expected", pa.string()),
+        ("stratum", pa.string()),
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("latency_s", pa.float64()),
+        ("error", pa.string()),
+    ]
+)
+
+
+def example_id(messages: Sequence[Message]) -> str:
+    """Return the id of a prompt: the first 16 hex digits of the SHA-256 of its canonical form.
+
+    The same messages give the same id in every stage and at the gateway; surrounding white space
+    of a message does not count, everything else does.
+    """
+    canonical = [[m["role"], str(m.get("content") or "").strip()] for m in messages]
+    return digest_of(canonical)[:16]
+
+
+def by_id(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Index rows by their `example_id`."""
+    return {row["example_id"]: row for row in rows}
