@@ -191,7 +191,7 @@ class Registry:
         return trail[-2]
 
     def resolve(self, model: str) -> tuple[str, int]:
-        """Split `name`, `name@v3` or `name@alias` into (name, version); RegistryError if unknown."""
+        """Split `name`, `name@v3` or `name@alias` into (name, version), or raise RegistryError."""
         name, _, pointer = model.partition("@")
         _check_name(name)
         if re.fullmatch(r"v\d+", pointer):

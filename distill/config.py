@@ -53,7 +53,7 @@ class ProgramTeacher(StrictModel):
 
 
 class LiteLLMTeacher(StrictModel):
-    """Any provider or OpenAI-compatible server through LiteLLM; the key comes from the environment."""
+    """Any provider or OpenAI-compatible server through LiteLLM; keys come from the environment."""
 
     kind: Literal["litellm"] = "litellm"
     """Discriminator."""
