@@ -1,0 +1,1 @@
+"""Base, student and teacher on the held-out prompts: predictions, metrics, cost, report."""
