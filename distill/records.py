@@ -10,10 +10,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.storage import digest_of
+from cluster.example import Message, example_id
 
-Message = dict[str, str]
-"""One chat message: `role` (`system`, `user`, `assistant`) and `content`."""
+__all__ = [
+    "COMPLETION",
+    "MESSAGES",
+    "PREDICTION",
+    "PROMPT",
+    "REJECTED",
+    "VERDICT",
+    "Message",
+    "by_id",
+    "example_id",
+]
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -72,16 +81,6 @@ PREDICTION = pa.schema(
         ("error", pa.string()),
     ]
 )
-
-
-def example_id(messages: Sequence[Message]) -> str:
-    """Return the id of a prompt: the first 16 hex digits of the SHA-256 of its canonical form.
-
-    The same messages give the same id in every stage and at the gateway; surrounding white space
-    of a message does not count, everything else does.
-    """
-    canonical = [[m["role"], str(m.get("content") or "").strip()] for m in messages]
-    return digest_of(canonical)[:16]
 
 
 def by_id(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
