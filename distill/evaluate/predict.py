@@ -1,0 +1,83 @@
+"""Answer the held-out prompts with the base model and with the student's adapter, on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import DataError
+from distill.config import EvaluateConfig
+from distill.evaluate.engine import LORA_RANKS, EnginePlan, EngineWorker
+
+Progress = Callable[[str, int, int], None]
+"""Called with phase (`engine`, `base`, `student`), items done, items in all."""
+
+POLL_S = 1.0
+STOP_TIMEOUT_S = 20.0
+
+
+def predict(
+    *,
+    model: str,
+    adapter: str | Path | None,
+    rank: int,
+    prompts: Sequence[dict[str, Any]],
+    config: EvaluateConfig,
+    accelerator: str | None,
+    max_model_len: int,
+    on_progress: Progress | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Return `{"base": rows, "student": rows}`, each in the order of `prompts`.
+
+    One engine answers all prompts with the base model first and then with the adapter (a PEFT
+    folder that the worker's node can read; `None`: base only), greedily, `config.concurrency` in
+    flight. The keys of a row are those of `EngineWorker.answer`. Needs a connected Ray; takes one
+    logical CPU, or one GPU of type `accelerator`.
+    """
+    import ray
+
+    if not prompts:
+        raise DataError("there are no held-out prompts to evaluate on: set prompts.test above 0.")
+    if adapter is not None and rank > LORA_RANKS[-1]:
+        raise DataError(f"student.rank {rank} is above {LORA_RANKS[-1]}, the most vLLM loads.")
+    report = on_progress or (lambda phase, done, total: None)
+    plan = EnginePlan(
+        model=str(Path(model).absolute()) if Path(model).is_dir() else model,
+        max_model_len=max_model_len,
+        rank=rank if adapter is not None else 0,
+        concurrency=min(config.concurrency, len(prompts)),
+        on_cpu=accelerator is None,
+        kv_cache_gb=config.kv_cache_gb,
+        extra=dict(config.engine),
+    )
+    needs: dict[str, Any] = (
+        {"num_cpus": 1}
+        if accelerator is None
+        else {"num_cpus": 1, "num_gpus": 1, "accelerator_type": accelerator}
+    )
+    worker = (
+        ray.remote(EngineWorker)
+        .options(runtime_env={"env_vars": plan.environment()}, **needs)
+        .remote(plan)
+    )
+    adapters = {"base": None}
+    if adapter is not None:
+        adapters["student"] = str(Path(adapter).absolute())
+    sent = [{"example_id": row["example_id"], "messages": row["messages"]} for row in prompts]
+    answers: dict[str, list[dict[str, Any]]] = {}
+    try:
+        report("engine", 0, 1)
+        ray.get(worker.start.remote())
+        report("engine", 1, 1)
+        for name, path in adapters.items():
+            rows = worker.answer.remote(sent, adapter=path, max_tokens=config.max_tokens)
+            while not ray.wait([rows], timeout=POLL_S)[0]:
+                report(name, ray.get(worker.progress.remote()), len(prompts))
+            answers[name] = ray.get(rows)
+            report(name, len(prompts), len(prompts))
+    finally:
+        # Killing the actor alone would leave the engine's child process behind.
+        ray.wait([worker.stop.remote()], timeout=STOP_TIMEOUT_S)
+        ray.kill(worker)
+    return answers
