@@ -86,12 +86,12 @@ class Registry:
 
     def names(self) -> list[str]:
         """Names that have at least one version."""
-        return [name for name in self.store.list() if NAME.fullmatch(name) and self.versions(name)]
+        return [name for name in self.store.names() if NAME.fullmatch(name) and self.versions(name)]
 
     def versions(self, name: str) -> list[int]:
         """Published version numbers, ascending."""
         _check_name(name)
-        found = [re.fullmatch(r"v(\d+)", entry) for entry in self.store.list(name)]
+        found = [re.fullmatch(r"v(\d+)", entry) for entry in self.store.names(name)]
         numbers = sorted(int(match[1]) for match in found if match)
         return [n for n in numbers if self.store.exists(f"{name}/v{n}/{MANIFEST}")]
 

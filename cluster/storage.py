@@ -47,7 +47,7 @@ class Store:
         """Whether a file or folder is there."""
         return self.fs.get_file_info(self.path(path)).type != pafs.FileType.NotFound
 
-    def list(self, path: str = "") -> list[str]:
+    def names(self, path: str = "") -> list[str]:
         """Names directly below `path`, sorted, without temporary ones; a missing folder is empty."""
         selector = pafs.FileSelector(self.path(path), allow_not_found=True)
         names = [info.base_name for info in self.fs.get_file_info(selector)]
@@ -84,7 +84,7 @@ class Store:
         """Read one Parquet file, or all `*.parquet` files of a folder in name order."""
         if path.endswith(".parquet"):
             return pq.read_table(self.path(path), filesystem=self.fs)
-        names = [name for name in self.list(path) if name.endswith(".parquet")]
+        names = [name for name in self.names(path) if name.endswith(".parquet")]
         if not names:
             raise DataError(f"{self.path(path)} holds no Parquet file yet; run its stage first.")
         tables = [pq.read_table(self.path(f"{path}/{n}"), filesystem=self.fs) for n in names]

@@ -28,7 +28,9 @@ def read_prompts(task: Task, *, sizes: dict[str, int], seed: int, skip_bad: bool
         ]
     path = task.folder / source.file
     if not path.is_file():
-        raise DataError(f"{path}: no such file; [prompts] file in {task.folder}/task.toml names it.")
+        raise DataError(
+            f"{path}: no such file; [prompts] file in {task.folder}/task.toml names it."
+        )
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 

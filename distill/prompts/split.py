@@ -46,8 +46,9 @@ def build_rows(task: Task, prompts: Sequence[dict[str, Any]]) -> list[dict[str, 
         if split and split not in SPLITS:
             raise DataError(f"prompt {number}: split {split!r} must be one of {', '.join(SPLITS)}.")
         stratum = _at(variables, task.spec.prompts.stratum) if task.spec.prompts.stratum else ""
+        identity = example_id(messages)
         row = {
-            "example_id": example_id(messages),
+            "example_id": identity,
             "split": split,
             "prompt_id": prompt_id,
             "messages": messages,
@@ -55,7 +56,7 @@ def build_rows(task: Task, prompts: Sequence[dict[str, Any]]) -> list[dict[str, 
             "reference": canonical_json(reference) if reference is not None else "",
             "stratum": str(stratum or ""),
         }
-        rows.setdefault(row["example_id"], row)
+        rows.setdefault(identity, row)
     return list(rows.values())
 
 

@@ -25,7 +25,9 @@ def make_prompts(task: Task, config: PromptsConfig, *, store: Store) -> Split:
     report = contamination(split.rows, disjoint=disjoint)
     store.write_json("prompts/contamination.json", report)
     if not report["clean"]:
-        raise StageError(f"splits share prompts: {report['shared']}; see prompts/contamination.json")
+        raise StageError(
+            f"splits share prompts: {report['shared']}; see prompts/contamination.json"
+        )
     for name, members in split.rows.items():
         store.write_table(f"prompts/{name}.parquet", rows_table(members, PROMPT))
     return split

@@ -39,7 +39,7 @@ class OutputSpec(StrictModel):
         if self.format == "json" and bool(self.json_schema) == bool(self.json_schema_file):
             raise ValueError("format json needs either json_schema or json_schema_file")
         if self.format == "sections" and not self.sections:
-            raise ValueError("format sections needs sections = [\"Title\", …]")
+            raise ValueError('format sections needs sections = ["Title", …]')
         return self
 
 

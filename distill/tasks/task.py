@@ -178,13 +178,14 @@ def load_function(folder: Path, reference: str) -> Callable[..., Any]:
             f"{reference!r}: expected module:function with {path} being a Python file."
         )
     spec = importlib.util.spec_from_file_location(f"task_{folder.name}_{module_name}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ConfigError(f"{path} has no function {function_name!r}.")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _template(text: str, *, field: str, folder: Path) -> Any:

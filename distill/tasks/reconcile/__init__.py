@@ -1,0 +1,1 @@
+"""Bank reconciliation: the demo's task."""

@@ -1,0 +1,1 @@
+"""Curation: hard checks, cheapest first; every reject keeps its reason."""
