@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3.11
 BIN := .venv/bin
+# torch looks for ninja on the PATH; the environment brings its own.
+RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" $(BIN)
 MODEL := .cache/models/SmolLM2-135M-Instruct
 # What decides whether the environment is current: the pins and the packages, not the tools' settings.
 DIGEST := $(shell { cat constraints.txt; sed '/^\[tool\.ruff\]/,$$d' pyproject.toml; } | sha256sum | cut -c1-16)
@@ -88,13 +90,13 @@ $(MODEL)/model.safetensors: | $(STAMP)
 	fi
 
 demo: model
-	@$(BIN)/distillery run jobs/runs/demo.toml
+	@$(RUN)/distillery run jobs/runs/demo.toml
 
 test: model lint
-	@$(BIN)/python -m pytest --durations=15
+	@$(RUN)/python -m pytest --durations=15
 
 test-fast: setup
-	@$(BIN)/python -m pytest -m "not ray and not model"
+	@$(RUN)/python -m pytest -m "not ray and not model"
 
 lint: setup
 	@$(BIN)/ruff format --check .
@@ -122,10 +124,10 @@ system-deps:
 	echo "installed prometheus"
 
 bench-lora: model
-	@$(BIN)/python -m jobs.bench.lora
+	@$(RUN)/python -m jobs.bench.lora
 
 bench-help: setup
-	@$(BIN)/python -m jobs.bench.cli_help
+	@$(RUN)/python -m jobs.bench.cli_help
 
 clean:
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache *.egg-info
