@@ -121,7 +121,7 @@ JudgeConfig = Annotated[JudgeVerify | JudgeLiteLLM, Field(discriminator="kind")]
 class JuryConfig(StrictModel):
     """Who scores the answers, and which score keeps one."""
 
-    judges: list[JudgeConfig] = [JudgeVerify()]
+    judges: tuple[JudgeConfig, ...] = (JudgeVerify(),)
     """The jury; the score of a dimension is the mean over judges."""
     min_score: float = Field(default=0.8, ge=0, le=1)
     """An answer below this overall score is not trained on (4 of 5, FACTS: filters)."""

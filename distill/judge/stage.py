@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from cluster.errors import StageError
-from cluster.storage import Store
+from cluster.storage import Store, digest_of
 from distill.batches import Progress, map_to_parquet
 from distill.config import JuryConfig
 from distill.judge.judges import AnyJudge, build_judge
@@ -56,21 +56,24 @@ def judge(
             batch_size=256 if member.kind == "verify" else 4 * member.concurrency,
             on_progress=on_progress,
         )
-    folders = [f"verdicts/{_key(member)}" for member in config.judges]
-    scores = overall_scores([row for folder in folders for row in store.read_rows(folder)])
-    unscored = sum(row["example_id"] not in scores for row in records)
-    kept = [row for row in records if scores.get(row["example_id"], -1.0) >= config.min_score]
+    kept = accepted(records, config, store=store)
     if not kept:
         raise StageError(
-            f"no record of {len(records)} reaches jury.min_score {config.min_score} "
-            f"({unscored} could not be scored); see verdicts/."
+            f"no record of {len(records)} reaches jury.min_score {config.min_score}; see verdicts/."
         )
     return kept
 
 
-def _key(member: AnyJudge) -> str:
-    from cluster.storage import digest_of
+def accepted(
+    records: Sequence[dict[str, Any]], config: JuryConfig, *, store: Store
+) -> list[dict[str, Any]]:
+    """Return the records whose verdicts on disk reach `min_score`."""
+    folders = [f"verdicts/{_key(member)}" for member in config.judges]
+    scores = overall_scores([row for folder in folders for row in store.read_rows(folder)])
+    return [row for row in records if scores.get(row["example_id"], -1.0) >= config.min_score]
 
+
+def _key(member: AnyJudge) -> str:
     return digest_of(member.model_dump(exclude={"concurrency", "api_key_env"}))[:12]
 
 

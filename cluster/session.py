@@ -1,0 +1,127 @@
+"""The Ray a run works on: one of its own, started and stopped here, or a cluster it joins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.config import ClusterConfig
+from cluster.errors import PrerequisiteError
+
+GIB = 2**30
+# Nothing of a run reports home, and a local model folder is never looked up at a hub.
+QUIET_ENV = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+LOGS_KEPT = ("worker-", "serve", "train", "gcs_server", "raylet")
+
+
+@contextmanager
+def ray_session(config: ClusterConfig, *, log_folder: Path | None = None) -> Iterator[str]:
+    """Connect to Ray for the length of the block and yield its address.
+
+    A local Ray gets a temporary folder of its own and is stopped at the end; what its workers
+    logged is copied to `log_folder` first. A cluster that was joined is left as it is.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield ray.get_runtime_context().gcs_address
+        return
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_ENV.items()})
+    # Inside a submitted job Ray itself says which cluster this process belongs to.
+    address = os.environ.get("RAY_ADDRESS") or config.address
+    if address != "local":
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise PrerequisiteError(
+                f"cluster.address {address!r}: no Ray answers there ({error}). Start one with "
+                '`ray start --head`, or use address = "local".'
+            ) from error
+        try:
+            yield ray.get_runtime_context().gcs_address
+        finally:
+            ray.shutdown()
+        return
+    require_port(config.metrics_port, field="cluster.metrics_port")
+    # Unix socket paths end at 107 bytes, so the folder is short and not inside the run.
+    folder = tempfile.mkdtemp(prefix="dst-", dir="/tmp" if Path("/tmp").is_dir() else None)
+    try:
+        context = ray.init(
+            num_cpus=config.logical_cpus,
+            object_store_memory=config.object_store_mb * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,
+            _metrics_export_port=config.metrics_port,
+        )
+        yield str(context.address_info["gcs_address"])
+    finally:
+        ray.shutdown()
+        if log_folder is not None:
+            _keep_logs(Path(folder), log_folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_port(port: int, *, field: str, host: str = "127.0.0.1") -> None:
+    """Raise PrerequisiteError if something already listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PrerequisiteError(
+                f"{field} {port} is taken on {host} ({error.strerror}): stop what listens there, "
+                f"or choose another with --{field} PORT."
+            ) from error
+
+
+def available_memory_gib() -> float | None:
+    """Memory this process could still get, GiB: the machine's, or its cgroup's if that is less."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kib = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    free = kib * 1024 / GIB if kib is not None else None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except OSError:
+        return free
+    if limit == "max":
+        return free
+    left = (int(limit) - used) / GIB
+    return left if free is None else min(free, left)
+
+
+def require_memory(least_gib: float, *, purpose: str) -> None:
+    """Raise PrerequisiteError, before anything is loaded, if too little memory is free."""
+    free = available_memory_gib()
+    if free is not None and free < least_gib:
+        raise PrerequisiteError(
+            f"{purpose} needs {least_gib:.1f} GiB of free memory and {free:.1f} GiB are free: stop "
+            "other programs, take a smaller model, or lower cluster.min_free_memory_gb if you know "
+            "that less will do."
+        )
+
+
+def _keep_logs(folder: Path, log_folder: Path) -> None:
+    """Copy the newest session's logs; they are what an error message points at."""
+    for source in folder.glob("session_2*/logs"):
+        for path in source.rglob("*"):
+            relative = path.relative_to(source)
+            wanted = relative.parts[0].startswith(LOGS_KEPT)
+            if wanted and path.is_file() and path.stat().st_size:
+                target = log_folder / relative
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target)

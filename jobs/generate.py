@@ -1,0 +1,40 @@
+"""Make the prompts and have the teacher answer them: `python -m jobs.generate --config …`."""
+
+from __future__ import annotations
+
+from distill.prompts.stage import make_prompts
+from distill.teach.stage import check_teacher, generate
+from distill.teach.teacher import teacher_name
+from jobs.display import StepProgress
+from jobs.entry import stage_main
+from jobs.run import Run, StageResult
+
+
+def work(run: Run, progress: StepProgress) -> StageResult:
+    """Write `prompts/` and `completions/`."""
+    teacher = run.config.teacher
+    check_teacher(teacher, run.task)
+    split = make_prompts(run.task, run.config.prompts, store=run.store)
+    for note in split.notes:
+        run.display.say(f"  {note}")
+    prompts = [row for rows in split.rows.values() for row in rows]
+    name = teacher_name(teacher, run.task)
+    answers = generate(
+        run.task,
+        teacher,
+        prompts=prompts,
+        store=run.store,
+        on_progress=lambda done, total: progress.update(done, total, f"{done}/{total} from {name}"),
+    )
+    cost_usd = sum(row["cost_usd"] for row in answers)
+    sizes = ", ".join(f"{len(split.rows[s])} {s}" for s in ("train", "validation", "test"))
+    return StageResult(
+        rows_in=len(prompts),
+        rows_out=len(answers),
+        note=f"{len(answers)} answers from {name} ({sizes}), ${cost_usd:.2f}",
+        figures={"cost_usd": cost_usd, "conflicts_left_out": split.conflicts},
+    )
+
+
+if __name__ == "__main__":
+    stage_main("generate", work)
