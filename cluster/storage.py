@@ -48,7 +48,7 @@ class Store:
         return self.fs.get_file_info(self.path(path)).type != pafs.FileType.NotFound
 
     def names(self, path: str = "") -> list[str]:
-        """Names directly below `path`, sorted, without temporary ones; a missing folder is empty."""
+        """Names directly below `path`, sorted, without temporary ones; none if it is missing."""
         selector = pafs.FileSelector(self.path(path), allow_not_found=True)
         names = [info.base_name for info in self.fs.get_file_info(selector)]
         return sorted(name for name in names if not name.startswith(TEMPORARY))
