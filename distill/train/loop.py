@@ -1,0 +1,324 @@
+"""What every training worker runs, top to bottom: set up, resume, train, evaluate, save.
+
+The step is the only state besides weights and optimiser: shuffle, rate and random numbers are
+functions of it, so a run that resumes continues with the very next batch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.config import StudentConfig, TrainConfig
+from distill.train.batches import deal, plan_epoch
+from distill.train.encode import Encoded
+
+STATE_TAG = "deepspeed"
+CURVES = "curves.jsonl"
+STARTS = "starts.jsonl"
+
+
+@dataclass
+class Position:
+    """Where the run stands; lies in every checkpoint as `position.json`."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    base_loss: float = math.nan
+    best_loss: float = math.inf
+    last_loss: float = math.nan
+    looks_without_gain: int = 0
+    stopped: str = ""
+
+
+@dataclass
+class WorkerConfig:
+    """What a worker is told; the records come through the object store."""
+
+    student: dict[str, Any]
+    train: dict[str, Any]
+    run_folder: str
+    pad_token: int
+    records: list[Any] = field(default_factory=list)
+    """One object reference to (training, validation) records."""
+
+
+def run_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Train one student; returns the final `Position` as a dictionary, and what stopped the run."""
+    import deepspeed
+    import ray
+    import ray.train
+    import torch
+    import torch.distributed as dist
+
+    from distill.train.model import Batch, CompletionLoss, load_student
+
+    told = WorkerConfig(**config)
+    student_config = StudentConfig.model_validate(told.student)
+    train = TrainConfig.model_validate(told.train)
+    training, validation = ray.get(told.records[0])
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    folder = Path(told.run_folder)
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(train.threads_per_worker)
+        _skip_shared_memory_build()
+    if rank == 0:
+        _append(folder / "checkpoints" / STARTS, {"started_at": time.time(), "pid": os.getpid()})
+
+    # Set up
+    student = load_student(
+        model=student_config.model,
+        rank=student_config.rank,
+        alpha=student_config.alpha,
+        dropout=student_config.dropout,
+        target_modules=student_config.target_modules,
+        precision=train.precision,
+        gradient_checkpointing=train.gradient_checkpointing,
+        seed=train.seed,
+    )
+    module = CompletionLoss(student)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False
+    )
+    engine, optimizer, _, _ = deepspeed.initialize(
+        model=module,
+        model_parameters=[p for p in module.parameters() if p.requires_grad],
+        config=deepspeed_config(train, workers),
+    )
+    lengths = [len(record.tokens) for record in training]
+    steps_per_epoch = math.ceil(len(training) / train.batch_size)
+    total_steps = min(train.max_steps or math.inf, train.epochs * steps_per_epoch)
+    total_steps = int(total_steps)
+
+    def batches(records: Sequence[Encoded], parts: list[list[int]]) -> list[Batch]:
+        return [
+            Batch([records[i] for i in part], pad_token=told.pad_token, device=device)
+            for part in parts
+        ]
+
+    def evaluate() -> float:
+        """Mean loss over all validation completion tokens, the same on every worker."""
+        sizes = [len(record.tokens) for record in validation]
+        mine = deal(range(len(validation)), sizes, workers, train.micro_batch_size)[rank]
+        total = torch.zeros(2, dtype=torch.float64, device=device)
+        engine.eval()
+        with torch.no_grad():
+            for batch in batches(validation, mine):
+                total[0] += engine(batch.tokens, batch.positions, batch.targets).double()
+                total[1] += len(batch.targets)
+        engine.train()
+        dist.all_reduce(total)
+        return float(total[0] / total[1])
+
+    def save(position: Position) -> None:
+        metrics = {"step": position.step, "validation_loss": position.last_loss}
+        with tempfile.TemporaryDirectory(prefix="checkpoint-") as temporary:
+            save_state(engine, student, position, Path(temporary), train=train)
+            checkpoint = ray.train.Checkpoint.from_directory(temporary)
+            ray.train.report(metrics, checkpoint=checkpoint)
+
+    # Resume
+    position = Position()
+    last = ray.train.get_checkpoint()
+    if last is not None:
+        with last.as_directory() as local:
+            position = load_state(engine, Path(local))
+    if rank == 0:
+        _keep_rows(folder / CURVES, up_to_step=position.step)
+    if position.step == 0:
+        position.base_loss = position.last_loss = evaluate()
+        if rank == 0:
+            row = {"step": 0, "epoch": 0.0, "total_steps": total_steps}
+            _append(folder / CURVES, {**row, "validation_loss": position.base_loss})
+
+    # Train
+    while position.step < total_steps and not position.stopped:
+        epoch, first = divmod(position.step, steps_per_epoch)
+        plan = plan_epoch(
+            lengths,
+            seed=train.seed,
+            epoch=epoch,
+            batch_size=train.batch_size,
+            workers=workers,
+            micro_batch_size=train.micro_batch_size,
+        )
+        for parts in plan[first:]:
+            started = time.perf_counter()
+            rate = learning_rate(position.step, total_steps=total_steps, train=train)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(_step_seed(train.seed, position.step, rank))
+            everyone = [i for worker in parts for part in worker for i in part]
+            num_targets = sum(training[i].num_completion for i in everyone)
+            num_tokens = sum(lengths[i] for i in everyone)
+
+            loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+            broken: list[str] = []
+            mine = batches(training, parts[rank])
+            for k, batch in enumerate(mine):
+                engine.set_gradient_accumulation_boundary(k == len(mine) - 1)
+                loss = engine(batch.tokens, batch.positions, batch.targets)
+                loss_sum += loss.detach().double()
+                if not torch.isfinite(loss.detach()):
+                    broken += batch.example_ids
+                # DeepSpeed averages gradients over workers: times `workers` makes it a sum.
+                engine.backward(loss * (workers / num_targets), scale_wrt_gas=False)
+            broken = _all_lists(broken, finite=loss_sum, workers=workers)
+            if broken:
+                return {**asdict(position), "stopped": "not_finite", "example_ids": broken}
+            engine.step()
+
+            position.step += 1
+            position.tokens += num_tokens
+            seconds = time.perf_counter() - started
+            position.seconds += seconds
+            row = {
+                "step": position.step,
+                "epoch": round(position.step / steps_per_epoch, 4),
+                "total_steps": total_steps,
+                "loss": float(loss_sum) / num_targets,
+                "learning_rate": rate,
+                "grad_norm": float(engine.get_global_grad_norm() or 0.0),
+                "tokens": position.tokens,
+                "tokens_per_s": round(num_tokens / seconds, 1),
+                "eta_s": round((total_steps - position.step) * position.seconds / position.step, 1),
+            }
+            last_step = position.step == total_steps
+            if last_step or position.step % train.eval_every == 0:
+                started = time.perf_counter()
+                position.last_loss = evaluate()
+                row["validation_loss"] = position.last_loss
+                if position.last_loss < position.best_loss:
+                    position.best_loss, position.looks_without_gain = position.last_loss, 0
+                else:
+                    position.looks_without_gain += 1
+                if position.looks_without_gain >= train.patience and not last_step:
+                    position.stopped = "early"
+                save(position)
+                row["look_s"] = round(time.perf_counter() - started, 2)
+            if rank == 0:
+                _append(folder / CURVES, row)
+            if position.stopped or last_step:
+                break
+    return asdict(position)
+
+
+def learning_rate(step: int, *, total_steps: int, train: TrainConfig) -> float:
+    """Rate of step `step` (from 0): linear warm-up, then a cosine that ends at zero."""
+    warmup = round(train.warmup_fraction * total_steps)
+    if step < warmup:
+        return train.learning_rate * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return train.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def deepspeed_config(train: TrainConfig, workers: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for `train`; `train.deepspeed` is merged over it."""
+    from cluster.config import merge
+
+    # LoRA's gradients are a few megabytes: one bucket holds them all.
+    bucket = 50_000_000
+    mine: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": 1,  # the loop draws the boundary, a last step is smaller
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+        "bf16": {"enabled": train.precision == "bf16"},
+        "gradient_clipping": train.max_grad_norm,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "torch_adam": True,
+                "lr": train.learning_rate,
+                "weight_decay": train.weight_decay,
+            },
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000_000,
+    }
+    return merge(mine, train.deepspeed)
+
+
+def save_state(
+    engine: Any, student: Any, position: Position, folder: Path, *, train: TrainConfig
+) -> None:
+    """Write this worker's part of a checkpoint: adapter, optimiser state, position."""
+    import torch.distributed as dist
+
+    from distill.train.model import save_adapter
+
+    save_adapter(student, folder / "adapter", zero_stage=train.zero_stage)
+    engine.save_checkpoint(str(folder), tag=STATE_TAG, exclude_frozen_parameters=True)
+    if dist.get_rank() == 0:
+        (folder / "position.json").write_text(json.dumps(asdict(position)))
+
+
+def load_state(engine: Any, folder: Path) -> Position:
+    """Load a checkpoint into the engine and return where it was made."""
+    engine.load_checkpoint(str(folder), tag=STATE_TAG, load_module_strict=False)
+    return Position(**json.loads((folder / "position.json").read_text()))
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step) * 4_099 + rank
+
+
+def _all_lists(mine: list[str], *, finite: Any, workers: int) -> list[str]:
+    """Sum `finite` over the workers in place; where it is not finite, gather everyone's list."""
+    import torch
+    import torch.distributed as dist
+
+    dist.all_reduce(finite)
+    if bool(torch.isfinite(finite)):
+        return []
+    gathered: list[Any] = [None] * workers
+    dist.all_gather_object(gathered, mine)
+    return [name for names in gathered for name in names]
+
+
+def _skip_shared_memory_build() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collective.
+
+    It would take half a minute on first use, race between two workers, and is called by
+    inference only; training's collectives are gloo's.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _keep_rows(path: Path, *, up_to_step: int) -> None:
+    """Drop the rows of steps that will be done again after a resume."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if up_to_step > 0 and json.loads(line)["step"] <= up_to_step:
+                kept.append(line + "\n")
+        except ValueError:  # the line a killed worker was writing
+            continue
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text("".join(kept), encoding="utf-8")
+    beside.replace(path)

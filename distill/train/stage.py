@@ -1,0 +1,285 @@
+"""The training stage: one student through Ray Train, from records to an adapter folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ConfigError, StageError, root_cause
+from cluster.storage import digest_of
+from distill.config import StudentConfig, TrainConfig
+from distill.train.loop import CURVES, STARTS, WorkerConfig, run_worker
+from distill.train.prepare import check_model_folder, prepare
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run came to; losses are nats a completion token."""
+
+    adapter: str
+    """Folder of the best checkpoint's PEFT adapter."""
+    base_validation_loss: float
+    final_validation_loss: float
+    best_validation_loss: float
+    steps: int
+    tokens: int
+    """Prompt and completion tokens trained on, without padding."""
+    seconds: float
+    """Time in optimiser steps, without set-up and evaluation."""
+    tokens_per_s: float
+    dropped_train: int
+    """Records left out because they exceed `student.max_length`."""
+    dropped_validation: int
+    restarts: int
+    """How often the workers started again after a failure or a killed driver."""
+    stopped_early: bool
+
+
+def train(
+    config: StudentConfig,
+    train: TrainConfig,
+    *,
+    records: list[dict[str, Any]],
+    validation: list[dict[str, Any]],
+    run_folder: str | Path,
+    accelerator: str | None = None,
+    on_progress: Progress | None = None,
+) -> TrainResult:
+    """Train a student on the connected Ray and leave its adapter in `<run_folder>/adapter`.
+
+    A record has `example_id`, `messages` and `completion`. A second call with the same arguments
+    resumes what was interrupted and returns what was finished. `on_progress` is called from
+    another thread with rows of `curves.jsonl`. Raises ConfigError or DataError before anything is
+    loaded for what can be known then, and StageError when training cannot go on.
+    """
+    check_model_folder(config.model)
+    folder = Path(run_folder).absolute()
+    checkpoints = folder / "checkpoints"
+    made_from = _fingerprint(config, train, records, validation)
+    _claim(checkpoints, made_from)
+    done = _finished(folder, made_from)
+    if done is not None:
+        return done
+
+    with _following(folder / CURVES, on_progress):
+        summary, outcome, best = _fit(
+            config,
+            train,
+            records=records,
+            validation=validation,
+            folder=folder,
+            accelerator=accelerator,
+        )
+    if outcome["stopped"] == "not_finite":
+        ids = ", ".join(outcome["example_ids"][:20])
+        raise StageError(
+            f"the loss is not a number at step {outcome['step'] + 1}; the batch held {ids}. "
+            "Look at these records; lower train.learning_rate or train.max_grad_norm"
+        )
+    _replace_folder(Path(best["path"]) / "adapter", folder / "adapter")
+    starts = (checkpoints / STARTS).read_text().splitlines()
+    result = TrainResult(
+        adapter=str(folder / "adapter"),
+        base_validation_loss=outcome["base_loss"],
+        final_validation_loss=outcome["last_loss"],
+        best_validation_loss=best["validation_loss"],
+        steps=outcome["step"],
+        tokens=outcome["tokens"],
+        seconds=round(outcome["seconds"], 2),
+        tokens_per_s=round(outcome["tokens"] / max(outcome["seconds"], 1e-9), 1),
+        dropped_train=len(summary["dropped_train"]),
+        dropped_validation=len(summary["dropped_validation"]),
+        restarts=len(starts) - 1,
+        stopped_early=outcome["stopped"] == "early",
+    )
+    _write_json(folder / "train.json", {"made_from": made_from, "result": asdict(result)})
+    return result
+
+
+def _fit(
+    config: StudentConfig,
+    train: TrainConfig,
+    *,
+    records: list[dict[str, Any]],
+    validation: list[dict[str, Any]],
+    folder: Path,
+    accelerator: str | None,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the preparation's summary, rank 0's last position, and the best checkpoint."""
+    import ray
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    try:
+        task = ray.remote(num_cpus=0, num_returns=2)(prepare)
+        summary_ref, data_ref = task.options(
+            runtime_env={"env_vars": {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0")}}
+        ).remote(config, train, records=records, validation=validation)
+        summary: dict[str, Any] = ray.get(summary_ref)
+        told = WorkerConfig(
+            student=config.model_dump(),
+            train=train.model_dump(),
+            run_folder=str(folder),
+            pad_token=summary["pad_token"],
+            records=[data_ref],
+        )
+        trainer = TorchTrainer(
+            run_worker,
+            train_loop_config=vars(told),
+            torch_config=TorchConfig(backend="nccl" if accelerator else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=train.workers,
+                use_gpu=accelerator is not None,
+                accelerator_type=accelerator,
+            ),
+            run_config=ray.train.RunConfig(
+                # Ray Train resumes from what it finds under this name in this folder.
+                name="checkpoints",
+                storage_path=str(folder),
+                failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=train.keep_checkpoints,
+                    checkpoint_score_attribute="validation_loss",
+                    checkpoint_score_order="min",
+                ),
+                worker_runtime_env={"env_vars": _worker_environment(train, accelerator)},
+            ),
+        )
+        result = trainer.fit()
+    except Exception as error:
+        cause = root_cause(error)
+        if isinstance(cause, (ConfigError, StageError)) or cause.__class__.__name__ == "DataError":
+            raise cause from None
+        raise StageError(f"training failed: {type(cause).__name__}: {cause}") from error
+    kept = result.best_checkpoints or []
+    checkpoint, metrics = min(kept, key=lambda pair: pair[1]["validation_loss"])
+    best = {"path": checkpoint.path, **metrics}
+    return summary, dict(result.return_value), best
+
+
+def _worker_environment(train: TrainConfig, accelerator: str | None) -> dict[str, str]:
+    """Environment of the training workers."""
+    # DeepSpeed calls `ninja`, which lies beside the interpreter.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    env = {"PATH": path, "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cuda"}
+    if accelerator is None:
+        env |= {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": str(train.threads_per_worker),
+            # Without these glibc gives every large tensor back to the kernel and faults its
+            # pages in again for the next one: docs/log.md has the figures.
+            "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+            "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+            "MALLOC_TOP_PAD_": str(1 << 26),
+        }
+    return env
+
+
+def _fingerprint(
+    config: StudentConfig,
+    train: TrainConfig,
+    records: list[dict[str, Any]],
+    validation: list[dict[str, Any]],
+) -> dict[str, str]:
+    """Digests of what decides the outcome; fields that only tune the running are left out."""
+    running = {"max_failures", "threads_per_worker", "keep_checkpoints"}
+    plain = [
+        [(r["example_id"], r["messages"], r["completion"]) for r in rows]
+        for rows in (records, validation)
+    ]
+    return {
+        "student": digest_of(config.model_dump()),
+        "train": digest_of(train.model_dump(exclude=running)),
+        "records": digest_of(plain),
+    }
+
+
+def _claim(checkpoints: Path, made_from: dict[str, str]) -> None:
+    """Mark the checkpoint folder as this configuration's, or refuse another's checkpoints."""
+    marker = checkpoints / "made_from.json"
+    if marker.is_file():
+        before = json.loads(marker.read_text())
+        differs = [key for key, digest in made_from.items() if before.get(key) != digest]
+        if differs:
+            raise ConfigError(
+                f"{checkpoints} holds checkpoints of another run: its {', '.join(differs)} "
+                "differ; give the run another name or delete the folder"
+            )
+        return
+    _write_json(marker, made_from)
+
+
+def _finished(folder: Path, made_from: dict[str, str]) -> TrainResult | None:
+    report = folder / "train.json"
+    if not report.is_file() or not (folder / "adapter" / "adapter_config.json").is_file():
+        return None
+    before = json.loads(report.read_text())
+    return TrainResult(**before["result"]) if before["made_from"] == made_from else None
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """Copy a folder beside its place and rename it."""
+    beside = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(source, beside)
+    shutil.rmtree(target, ignore_errors=True)
+    beside.rename(target)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(json.dumps(value, indent=2) + "\n")
+    beside.replace(path)
+
+
+@contextmanager
+def _following(curves: Path, on_progress: Progress | None) -> Iterator[None]:
+    """Call `on_progress` with the newest row of `curves` while the block runs."""
+    if on_progress is None:
+        yield
+        return
+    stop = threading.Event()
+    seen: list[dict[str, Any]] = []
+
+    def look() -> None:
+        row = _last_row(curves)
+        if row is not None and (not seen or row != seen[-1]):
+            seen[:] = [row]
+            on_progress(row)
+
+    def follow() -> None:
+        while not stop.wait(0.5):
+            look()
+
+    thread = threading.Thread(target=follow, name="training progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        look()
+
+
+def _last_row(curves: Path) -> dict[str, Any] | None:
+    try:
+        with curves.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4096))
+            lines = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return None
+    # A line without its end is still being written.
+    whole = [line for line in lines if line.endswith(b"\n")]
+    return json.loads(whole[-1]) if whole else None
