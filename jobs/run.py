@@ -104,9 +104,7 @@ class Run:
         start = time.monotonic()
         with self.display.step(stage) as progress:
             result = work(self, progress)
-        result = StageResult(
-            **{**asdict(result), "seconds": round(time.monotonic() - start, 1)}
-        )
+        result = StageResult(**{**asdict(result), "seconds": round(time.monotonic() - start, 1)})
         self.store.write_json(
             f"stages/{stage}.json", {"fingerprint": self.fingerprint(stage), **asdict(result)}
         )

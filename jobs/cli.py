@@ -1,0 +1,180 @@
+"""The command line: `distillery --help`. Commands import what they need when they run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+OVERRIDES: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="distillery")
+def cli() -> None:
+    r"""Move a workload off a frontier-model API onto small models that you run.
+
+    \b
+    distillery run jobs/runs/demo.toml      distil, gate, publish, serve once, report
+    distillery serve jobs/runs/demo.toml    keep the adapters up behind an OpenAI-compatible API
+    distillery ask jobs/runs/demo.toml      ask the running server a held-out prompt
+    """
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.argument("config", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--until", default="deploy", show_default=True, help="Last stage to run.")
+@click.option("--again", is_flag=True, help="Do finished stages again.")
+@click.option("--skip-bad", is_flag=True, help="Leave out prompt lines that cannot be read.")
+def run(config: tuple[str, ...], until: str, again: bool, skip_bad: bool) -> None:
+    """Run every stage of CONFIG (TOML files and --section.field value).
+
+    What is finished is not done again; a run that was killed goes on where it stopped. A failed
+    gate publishes nothing and exits 3. `distillery config` lists every field.
+    """
+    from jobs.pipeline import run_pipeline
+
+    run_pipeline(_load(config, skip_bad=skip_bad), until=until, again=again)
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.argument("config", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--address", default="http://127.0.0.1:8265", show_default=True,
+              help="Ray dashboard of the cluster.")  # fmt: skip
+@click.option("--until", default="deploy", show_default=True, help="Last stage to run.")
+@click.option("--detach", is_flag=True, help="Return once the job is submitted.")
+def submit(config: tuple[str, ...], address: str, until: str, detach: bool) -> None:
+    """Run CONFIG as a Ray job on a cluster; follows its log and returns its exit code."""
+    from jobs.submit import submit_run
+
+    files, overrides = _split(config)
+    code = submit_run(files, overrides=overrides, address=address, until=until, detach=detach)
+    sys.exit(code)
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.argument("config", nargs=-1, required=True, type=click.UNPROCESSED)
+def serve(config: tuple[str, ...]) -> None:
+    """Serve the registry's adapters on CONFIG's base model until Ctrl-C."""
+    from jobs.serving import serve_forever
+
+    serve_forever(_load(config))
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.argument("config", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--text", help="User message; without it a held-out prompt of the run is asked.")
+@click.option("--model", help="reconcile, reconcile@v2, or the base model's name.")
+def ask(config: tuple[str, ...], text: str | None, model: str | None) -> None:
+    """Ask the running server one question and show the answer beside the expected one."""
+    from jobs.serving import ask_once
+
+    ask_once(_load(config), text=text, model=model)
+
+
+@cli.command()
+@click.argument("folder")
+def init(folder: str) -> None:
+    """Write a task of your own to FOLDER: prompts, answers, schema, and a run that works."""
+    from jobs.init import init_task
+
+    click.echo(init_task(folder))
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.argument("config", nargs=-1, type=click.UNPROCESSED)
+def config(config: tuple[str, ...]) -> None:
+    """List every configuration field; with CONFIG, print it resolved as the run would see it."""
+    from jobs.describe import print_fields, print_resolved
+
+    if config:
+        print_resolved(_load(config))
+    else:
+        print_fields()
+
+
+@cli.command()
+@click.argument("config", required=False)
+def doctor(config: str | None) -> None:
+    """Show what this machine has, what it lacks, and what each missing thing costs."""
+    from jobs.doctor import run_doctor
+
+    sys.exit(run_doctor(config))
+
+
+@cli.group()
+def adapters() -> None:
+    """List adapters and move aliases; running servers follow without a restart."""
+
+
+REGISTRY = click.option("--registry", default="registry", show_default=True, help="Registry URI.")
+ALIAS = click.option("--alias", default="prod", show_default=True, help="Alias to move.")
+
+
+@adapters.command("list")
+@click.argument("name", required=False)
+@REGISTRY
+def list_adapters(name: str | None, registry: str) -> None:
+    """List versions with their aliases, base, rank and gates."""
+    from jobs.adapters import show
+
+    show(registry, name)
+
+
+@adapters.command()
+@click.argument("version", metavar="NAME@vN")
+@REGISTRY
+@ALIAS
+def promote(version: str, registry: str, alias: str) -> None:
+    """Point an alias at a version."""
+    from jobs.adapters import promote_version
+
+    click.echo(promote_version(registry, version, alias=alias))
+
+
+@adapters.command()
+@click.argument("name")
+@REGISTRY
+@ALIAS
+def rollback(name: str, registry: str, alias: str) -> None:
+    """Point an alias back at the version before."""
+    from jobs.adapters import roll_back
+
+    click.echo(roll_back(registry, name, alias=alias))
+
+
+@adapters.command()
+@click.argument("name")
+@REGISTRY
+@ALIAS
+def history(name: str, registry: str, alias: str) -> None:
+    """Show who moved an alias, where to, and when."""
+    from jobs.adapters import show_history
+
+    show_history(registry, name, alias=alias)
+
+
+def _split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Separate the files in front from the `--section.field value` behind."""
+    first = next((i for i, a in enumerate(arguments) if a.startswith("--")), len(arguments))
+    return list(arguments[:first]), list(arguments[first:])
+
+
+def _load(arguments: tuple[str, ...], *, skip_bad: bool = False) -> Any:
+    from jobs.config import load_run_config
+
+    files, overrides = _split(arguments)
+    extra = ["--prompts.skip_bad", "true"] if skip_bad else []
+    return load_run_config(files, overrides=[*overrides, *extra])
+
+
+def main() -> None:
+    """Entry point of the `distillery` command."""
+    from jobs.entry import guarded
+
+    sys.exit(guarded(cli))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Serve the registry's adapters on Ray Serve and ask a few held-out prompts through the API.
+
+`python -m jobs.deploy --config …` checks a deployment and takes it down again unless the run
+joined a cluster; `distillery serve FILE` keeps it up.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from cluster.errors import StageError
+from cluster.registry import Registry
+from cluster.session import require_memory
+from jobs.display import StepProgress
+from jobs.entry import stage_main
+from jobs.run import Run, StageResult
+
+QUESTIONS = 16
+
+
+def work(run: Run, progress: StepProgress) -> StageResult:
+    """Deploy, ask, compare with what evaluation saw; write `deploy.json`."""
+    config = run.config
+    prompts = run.rows("prompts/test.parquet", stage="generate")[:QUESTIONS]
+    progress.update(0, len(prompts) + 1, "starting the engine and warming it up")
+    url = start(run)
+    try:
+        answers = ask_all(url, model_name(run), prompts, config.evaluate.max_tokens, progress)
+    finally:
+        if config.cluster.address == "local":
+            from serve.app import shutdown
+
+            shutdown(config.serve.app_name)
+    valid = sum(run.task.parse(a["completion"]).answer is not None for a in answers)
+    latencies = sorted(a["latency_s"] for a in answers)
+    run.store.write_json("deploy.json", {"url": url, "answers": answers})
+    if not valid:
+        raise StageError(
+            f"none of {len(answers)} answers from {model_name(run)} fits the output schema; "
+            "deploy.json has them."
+        )
+    return StageResult(
+        rows_in=len(prompts),
+        rows_out=valid,
+        note=(
+            f"{answers[0]['served_by']} answered {valid} of {len(prompts)} prompts validly over "
+            f"HTTP, median {latencies[len(latencies) // 2]:.1f} s"
+        ),
+    )
+
+
+def start(run: Run) -> str:
+    """Deploy on the connected Ray; returns the base URL once every replica is warm."""
+    from serve.app import deploy
+
+    config = run.config
+    require_memory(config.cluster.min_free_memory_gb, purpose=f"serving {config.student.model}")
+    return deploy(
+        config.serve,
+        base_model=config.student.model,
+        registry_uri=config.registry.uri,
+        accelerator=config.cluster.accelerator,
+    )
+
+
+def model_name(run: Run) -> str:
+    """The alias clients ask for: the plain name for `prod`, else `name@alias`."""
+    registry = run.config.registry
+    name = registry.name or run.task.name
+    target = Registry(registry.uri).aliases(name).get(registry.alias)
+    if target is None:
+        raise StageError(f"{name}: alias {registry.alias!r} points at no version; publish first.")
+    return name if registry.alias == "prod" else f"{name}@{registry.alias}"
+
+
+def ask_all(
+    url: str, model: str, prompts: list[dict[str, Any]], max_tokens: int, progress: StepProgress
+) -> list[dict[str, Any]]:
+    """Ask one prompt after the other, as a client would."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    answers = []
+    for number, row in enumerate(prompts, start=1):
+        begin = time.perf_counter()
+        raw = client.chat.completions.with_raw_response.create(
+            model=model, messages=row["messages"], temperature=0.0, max_tokens=max_tokens
+        )
+        latency_s = time.perf_counter() - begin
+        answers.append(
+            {
+                "example_id": row["example_id"],
+                "completion": raw.parse().choices[0].message.content or "",
+                "latency_s": latency_s,
+                "served_by": raw.headers.get("x-distillery-model", ""),
+                "request_id": raw.headers.get("x-request-id", ""),
+            }
+        )
+        progress.update(number, len(prompts), f"asked {number}/{len(prompts)}")
+    return answers
+
+
+if __name__ == "__main__":
+    stage_main("deploy", work)

@@ -1,0 +1,57 @@
+"""The main job: every stage in order, then the closing tables. Reads top to bottom.
+
+`distillery run jobs/runs/demo.toml` or `python -m jobs.pipeline --config jobs/runs/demo.toml`
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import import_module
+
+from cluster.errors import ConfigError
+from jobs.config import RunConfig, load_run_config
+from jobs.entry import Work, connected, guarded, opened_run, parse_arguments
+from jobs.preflight import preflight
+from jobs.run import STAGES, Run
+from jobs.summary import print_summary
+
+WITHOUT_RAY = {"gate", "publish"}
+
+
+def run_pipeline(config: RunConfig, *, until: str = "deploy", again: bool = False) -> None:
+    """Run the stages up to `until`; what is done is not done again unless `again`.
+
+    Raises GateError (exit code 3) after the evaluation when a gate fails.
+    """
+    if until not in STAGES:
+        raise ConfigError(f"--until {until!r}: the stages are {', '.join(STAGES)}.")
+    stages = list(STAGES)[: list(STAGES).index(until) + 1]
+    with ExitStack() as stack:
+        run = stack.enter_context(opened_run(config))
+        run.display.say(f"run {run.shown()}, engine logs in {run.shown('logs')}")
+        todo = [stage for stage in stages if again or run.finished(stage) is None]
+        preflight(run, todo)
+        if set(todo) - WITHOUT_RAY:
+            stack.enter_context(connected(run))
+        for stage in stages:
+            run.perform(stage, _work(stage), again=again)
+        print_summary(run)
+
+
+def _work(stage: str) -> Work:
+    # Imported when its turn comes: a run that only publishes loads no trainer.
+    work: Callable[..., object] = import_module(f"jobs.{stage}").work
+    return work  # type: ignore[return-value]
+
+
+def _main() -> None:
+    files, overrides, again = parse_arguments(sys.argv[1:])
+    run_pipeline(load_run_config(files, overrides=overrides), again=again)
+
+
+__all__ = ["Run", "run_pipeline"]
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(_main))

@@ -1,0 +1,62 @@
+"""Publish the adapter as an immutable version and move the alias: `python -m jobs.publish …`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cluster.errors import StageError
+from cluster.registry import AdapterManifest, Registry, model_digest
+from cluster.storage import digest_of
+from distill.teach.teacher import teacher_name
+from jobs.display import StepProgress
+from jobs.entry import stage_main
+from jobs.run import Run, StageResult
+from jobs.train import training_records
+
+
+def work(run: Run, progress: StepProgress) -> StageResult:
+    """Write the next version to the registry; only a run whose gates passed gets here."""
+    if run.finished("gate") is None:
+        raise StageError(
+            "the gates have not passed for this configuration, so nothing is published: run "
+            "`python -m jobs.gate --config …` and see gates.json."
+        )
+    config = run.config
+    adapter = run.folder / "adapter"
+    lora = json.loads((adapter / "adapter_config.json").read_text())
+    records = training_records(run, "train")
+    registry = Registry(config.registry.uri)
+    manifest = registry.publish(
+        adapter,
+        AdapterManifest(
+            name=config.registry.name or run.task.name,
+            base_model=base_name(config.student.model),
+            base_digest=model_digest(config.student.model),
+            rank=int(lora["r"]),
+            alpha=float(lora["lora_alpha"]),
+            target_modules=sorted(lora["target_modules"]),
+            task=run.task.name,
+            task_digest=run.task.digest,
+            dataset_digest=digest_of([[r["example_id"], r["completion"]] for r in records]),
+            teacher=teacher_name(config.teacher, run.task),
+            train=config.train.model_dump(mode="json"),
+            gates=run.read_json("gates.json")["gates"],
+        ),
+    )
+    note = f"{manifest.model_name} in {config.registry.uri}"
+    if config.registry.promote:
+        name, alias = manifest.name, config.registry.alias
+        if registry.aliases(name).get(alias) != manifest.version:
+            registry.promote(name, manifest.version, alias=alias)
+        note += f", alias {alias} -> v{manifest.version}"
+    return StageResult(rows_in=1, rows_out=1, note=note, figures={"version": manifest.version})
+
+
+def base_name(model: str) -> str:
+    """Name of a base model in a manifest: a local folder's name, or the hub name."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
+if __name__ == "__main__":
+    stage_main("publish", work, needs_ray=False)
