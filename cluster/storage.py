@@ -105,6 +105,8 @@ class Store:
     def upload(self, folder: str | Path, path: str) -> None:
         """Copy a local folder to `path`, whole or not at all."""
         with self._beside(path) as temporary:
+            # copy_files makes folders below the destination, not the destination.
+            self.fs.create_dir(temporary, recursive=True)
             pafs.copy_files(str(folder), temporary, destination_filesystem=self.fs)
 
     def download(self, path: str, folder: str | Path) -> None:
@@ -112,6 +114,9 @@ class Store:
         target = Path(folder)
         beside = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if self.fs.get_file_info(self.path(path)).type == pafs.FileType.Directory:
+                beside.mkdir()
             pafs.copy_files(self.path(path), str(beside), source_filesystem=self.fs)
             beside.rename(target)
         finally:
