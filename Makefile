@@ -33,6 +33,7 @@ help:
 	TEXT
 
 setup: $(STAMP)
+	@:
 
 $(STAMP):
 	@need() { printf 'make: %s\n' "$$1" >&2; exit 1; }
@@ -49,11 +50,10 @@ $(STAMP):
 	  || need "only $$free_mb MB are free here and the environment needs 8000: free some space."
 	mkdir -p .cache
 	# pip may take a package that was half written for an installed one: start again then.
-	if [ ! -x $(BIN)/pip ] || [ -e .venv/.installing ]; then
-	  $(PYTHON) -m venv --clear .venv
-	fi
+	[ ! -e .cache/installing ] || rm -rf .venv
 	rm -f .venv/.installed-*
-	touch .venv/.installing
+	touch .cache/installing
+	[ -x $(BIN)/pip ] || $(PYTHON) -m venv --clear .venv
 	echo "installing $$(grep -c '==' constraints.txt) packages into .venv, takes about 5 minutes, log in $(LOG)"
 	install() {
 	  $(BIN)/python -m pip install -c constraints.txt -e '.[cpu,demo,dev]'
@@ -65,21 +65,24 @@ $(STAMP):
 	( set -e; install ) >$(LOG) 2>&1 &
 	job=$$!
 	trap 'kill $$job 2>/dev/null || true' INT TERM
-	seconds=0
+	SECONDS=0; told=0
 	while kill -0 $$job 2>/dev/null; do
-	  sleep 1; seconds=$$((seconds + 1))
-	  [ $$((seconds % 30)) -ne 0 ] \
-	    || echo "  $$seconds s: $$(grep -c '^Collecting' $(LOG) || true) packages found, $$(du -sm .venv | cut -f1) MB in place"
+	  sleep 1
+	  [ $$((SECONDS / 30)) -gt $$told ] || continue
+	  told=$$((SECONDS / 30))
+	  echo "  $$SECONDS s: $$(grep -c '^Collecting' $(LOG) || true) packages found, $$(du -sm .venv | cut -f1) MB in place"
 	done
 	if ! wait $$job; then
+	  grep -q '^Installing collected' $(LOG) || rm .cache/installing
 	  tail -n 15 $(LOG) >&2
 	  need 'the installation failed (its last lines are above, all of it in $(LOG)): mend the cause and run the same command again.'
 	fi
-	rm .venv/.installing
+	rm .cache/installing
 	touch $@
-	echo "installed in $$seconds s"
+	echo "installed in $$SECONDS s"
 
 model: $(MODEL)/model.safetensors
+	@:
 
 $(MODEL)/model.safetensors: | $(STAMP)
 	@echo "making $(MODEL) from its package, takes about 30 s, log in .cache/model.log"
