@@ -1,0 +1,132 @@
+"""One layer's adapters laid side by side, so that all of them are two dense products.
+
+vLLM keeps a layer's adapters as `A_i [slots, 1, max_rank, in]` and `B_i [slots, 1, out_i, R]`
+for each slice i (q, k, v; gate, up), padded with zeros to the largest rank. The products here take
+only columns that carry weight: a slot of rank 8 costs 8, an empty slot or a layer that an adapter
+does not touch costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+MAX_SUBSETS = 2
+"""Packs of a layer kept for batches that use only a few of its adapters."""
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Which slot owns each column; layers of equal layout share one object and so one mask."""
+
+    owners: torch.Tensor
+    """int64 [columns]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """Some slots of one layer side by side; columns are ordered by slice, then by slot."""
+
+    a: torch.Tensor
+    """[columns, in]."""
+    b: tuple[torch.Tensor | None, ...]
+    """For each slice [columns of the slice, out_i], or nothing if no adapter touches it."""
+    bounds: tuple[tuple[int, int], ...]
+    """First and last-plus-one column of each slice."""
+    columns: Columns
+    slots: tuple[int, ...]
+
+
+@lru_cache(maxsize=256)
+def shared_columns(owners: tuple[int, ...]) -> Columns:
+    """Return the `Columns` of `owners`, the same object for the same owners."""
+    return Columns(torch.tensor(owners, dtype=torch.long))
+
+
+def true_ranks(a_SRH: torch.Tensor) -> list[int]:
+    """For each slot, rows of A up to the last that is not all zero: vLLM pads with zero rows."""
+    used_SR = a_SRH.ne(0).any(dim=-1)
+    row_numbers_R = torch.arange(1, used_SR.shape[1] + 1)
+    return (used_SR * row_numbers_R).amax(dim=1).tolist()
+
+
+class LayerAdapters:
+    """A layer's stacked adapters, their true ranks and their packs, renewed when they change."""
+
+    def __init__(self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> None:
+        self.a, self.b = a, b
+        self._versions: list[int] | None = None
+        self._ranks: list[list[int]] = []
+        self._widths: list[int] = []
+        self._loaded: tuple[int, ...] = ()
+        self.broken: frozenset[int] = frozenset()
+        """Slots with NaN or infinite weights. They are left out of products that other rows
+        take part in, for 0 × NaN of one adapter would spoil all rows of the batch."""
+        self._packs: OrderedDict[tuple[tuple[int, ...], torch.dtype], Pack] = OrderedDict()
+
+    def refresh(self) -> None:
+        """Forget everything if vLLM wrote a slot since the last call.
+
+        Tensors count the writes to them, also through views, so this needs no hook in vLLM.
+        Tensors made in inference mode do not count; they are looked at anew each time.
+        """
+        tensors = (*self.a, *self.b)
+        if any(tensor.is_inference() for tensor in tensors):
+            versions = None
+        else:
+            versions = [tensor._version for tensor in tensors]
+            if versions == self._versions:
+                return
+        self._versions = versions
+        self._packs.clear()
+        self._ranks = [true_ranks(a.flatten(1, 2)) for a in self.a]
+        self._widths = [sum(ranks) for ranks in zip(*self._ranks, strict=True)]
+        finite_S = torch.stack([t.isfinite().flatten(1).all(dim=1) for t in tensors]).all(dim=0)
+        self.broken = frozenset(finite_S.logical_not().nonzero().flatten().tolist())
+        self._loaded = tuple(
+            slot for slot, width in enumerate(self._widths) if width and slot not in self.broken
+        )
+
+    def rank(self, slice_index: int, slot: int) -> int:
+        """True rank of the adapter in `slot` for one slice; 0 if it leaves the slice alone."""
+        return self._ranks[slice_index][slot]
+
+    def pack(self, slots: tuple[int, ...], *, out_dtype: torch.dtype) -> Pack | None:
+        """Return the pack to use for a batch with `slots`; nothing if none touches this layer.
+
+        That is all loaded slots while the batch uses more than half of their columns, so that
+        requests that come and go do not cause packing, and otherwise just those asked for.
+        """
+        wanted = tuple(slot for slot in slots if slot in self._loaded)
+        if not wanted:
+            return None
+        width_wanted = sum(self._widths[slot] for slot in wanted)
+        width_loaded = sum(self._widths[slot] for slot in self._loaded)
+        chosen = self._loaded if 2 * width_wanted > width_loaded else wanted
+        key = (chosen, out_dtype)
+        if key in self._packs:
+            self._packs.move_to_end(key)
+            return self._packs[key]
+        while len(self._packs) > MAX_SUBSETS:
+            self._packs.popitem(last=False)
+        self._packs[key] = self._build(chosen, out_dtype)
+        return self._packs[key]
+
+    def _build(self, slots: tuple[int, ...], out_dtype: torch.dtype) -> Pack:
+        rows: list[torch.Tensor] = []
+        owners: list[int] = []
+        b_slices: list[torch.Tensor | None] = []
+        bounds: list[tuple[int, int]] = []
+        for a, b, ranks in zip(self.a, self.b, self._ranks, strict=True):
+            first = len(owners)
+            used = [slot for slot in slots if ranks[slot]]
+            rows += [a[slot, 0, : ranks[slot]] for slot in used]
+            owners += [slot for slot in used for _ in range(ranks[slot])]
+            bounds.append((first, len(owners)))
+            parts = [b[slot, 0, :, : ranks[slot]].t().to(out_dtype) for slot in used]
+            b_slices.append(torch.cat(parts).contiguous() if parts else None)
+        columns = shared_columns(tuple(owners))
+        return Pack(torch.cat(rows), tuple(b_slices), tuple(bounds), columns, slots)

@@ -1,0 +1,236 @@
+"""The Punica wrapper for CPU: dense products over all adapters, or one adapter's rows directly.
+
+Shapes: T rows of the batch, H inputs, O outputs of a slice, R rank, K columns of all adapters.
+For a mixture of adapters, `h = x A^T` is one product over all K columns, columns of other adapters
+are set to zero, and `y += h B` is one product a slice; the wasted products are cheaper than a
+gather of `[T, R, H]` weights. Long runs of one adapter (prefill) take that adapter's matrices.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import linear
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+from serve.cpu_lora.packing import LayerAdapters, Pack
+from serve.cpu_lora.routing import LONG_RUN_ROWS, Routing, Run, Span
+
+if TYPE_CHECKING:
+    from vllm.lora.layers import LoRAMapping
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class DensePunicaWrapper(PunicaWrapperCPU):
+    """Drop-in for vLLM's PunicaWrapperCPU; a row with slot -1 gets no adapter.
+
+    Results go into `y` in place, as vLLM's layers expect on CPU. The shrunk `h` has the dtype of
+    the input; products accumulate in float32.
+    """
+
+    def __init__(
+        self,
+        max_num_batched_tokens: int,
+        max_batches: int,
+        device: torch.device | str,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
+        self._layers: dict[int, LayerAdapters] = {}
+        self._token_routing: Routing | None = None
+        self._sampler_routing: Routing | None = None
+
+    def update_metadata(
+        self,
+        mapping: LoRAMapping,
+        lora_index_to_id: list[int | None],
+        max_loras: int,
+        vocab_size: int,
+        **kwargs: Any,
+    ) -> None:
+        """Take a batch's mapping of rows to adapters; called only when it differs from the last."""
+        super().update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
+        self._token_routing = Routing.of(self.token_lora_indices)
+        self._sampler_routing = None
+
+    def add_lora_linear(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: Tensors,
+        lora_b_stacked: Tensors,
+        scale: float,
+        output_slices: tuple[int, ...],
+        *,
+        buffer: Tensors | None = None,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """`y[:, slice i] += scale * x A_i^T B_i^T`, each row with its own adapter.
+
+        y [T, sum O_i]; x [T, H]; A_i [slots, 1, R, H]; B_i [slots, 1, O_i, R].
+        """
+        routing = self._tokens()
+        if routing.spans:
+            layer = self._layer(lora_a_stacked, lora_b_stacked)
+            self._add(y, x, layer, routing, scale, output_slices, add_inputs)
+
+    def add_lora_logits(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        scale: float,
+        *,
+        buffer: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """`y += scale * x A^T B^T` for the rows that are sampled; y [T, vocabulary or more]."""
+        if self._sampler_routing is None:
+            self._sampler_routing = Routing.of(self.sampler_indices)
+        if self._sampler_routing.spans:
+            layer = self._layer((lora_a_stacked,), (lora_b_stacked,))
+            width = min(lora_b_stacked.shape[2], y.shape[-1])
+            self._add(y, x, layer, self._sampler_routing, scale, (width,), True)
+
+    def add_lora_embedding(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """`y += x B^T`; x [T, R] are rows of the embedding's A that vLLM has looked up."""
+        for run in self._runs():
+            b = lora_b_stacked[run.slot, 0].to(y.dtype).t()
+            rows = y[run.start : run.stop]
+            rows.addmm_(x[run.start : run.stop].to(y.dtype), b, beta=int(add_inputs))
+
+    def add_shrink(
+        self,
+        y: Tensors | torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: Tensors,
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """`y[i] = scale * x A_i^T`, for layers that communicate between shrink and expand.
+
+        y [slices, T, R]. In the dtype of y (float32 in vLLM), for it is a partial sum over ranks.
+        """
+        x = x.view(-1, x.shape[-1])
+        for run in self._runs():
+            rows = x[run.start : run.stop].to(y[0].dtype)
+            for y_slice, a in zip(y, lora_a_stacked, strict=True):
+                a_RH = a[run.slot, 0].to(y_slice.dtype)
+                torch.mul(linear(rows, a_RH), scale, out=y_slice[run.start : run.stop])
+
+    def add_expand(
+        self,
+        y: torch.Tensor,
+        x: Tensors | torch.Tensor,
+        lora_b_stacked: Tensors,
+        output_slices: tuple[int, ...],
+        offset_start: int = 0,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """`y[:, slice i] += x[i] B_i^T`, slices from column `offset_start` on; x [slices, T, R]."""
+        y = y.view(-1, y.shape[-1])
+        for run in self._runs():
+            offset = offset_start
+            for x_slice, b, width in zip(x, lora_b_stacked, output_slices, strict=True):
+                h = x_slice[run.start : run.stop].to(y.dtype)
+                out = y[run.start : run.stop, offset : offset + width]
+                out.addmm_(h, b[run.slot, 0].to(y.dtype).t(), beta=int(add_inputs))
+                offset += width
+
+    def _tokens(self) -> Routing:
+        if self._token_routing is None:
+            self._token_routing = Routing.of(self.token_lora_indices)
+        return self._token_routing
+
+    def _runs(self) -> list[Run]:
+        return [run for span in self._tokens().spans for run in span.runs]
+
+    def _layer(self, a: Tensors, b: Tensors) -> LayerAdapters:
+        layer = self._layers.get(id(a[0]))
+        if layer is None or layer.a[0] is not a[0]:
+            layer = self._layers[id(a[0])] = LayerAdapters(a, b)
+        layer.refresh()
+        return layer
+
+    def _add(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        layer: LayerAdapters,
+        routing: Routing,
+        scale: float,
+        widths: tuple[int, ...],
+        add_inputs: bool,
+    ) -> None:
+        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        # Rows past the mapping are padding. Fewer rows than the mapping would be a batch that
+        # this metadata does not describe.
+        assert x.shape[0] >= routing.num_rows, (x.shape, routing.num_rows)
+        beta = int(add_inputs)
+        for span in routing.spans:
+            if span.uniform and len(span) >= LONG_RUN_ROWS:
+                _add_run(y, x, layer, span.runs[0], scale, widths, beta)
+            elif not layer.broken.isdisjoint(span.slots):
+                for run in span.runs:
+                    _add_run(y, x, layer, run, scale, widths, beta)
+            else:
+                pack = layer.pack(span.slots, out_dtype=y.dtype)
+                if pack is not None:
+                    _add_span(y, x, pack, span, routing, scale, widths, beta)
+
+
+def _add_run(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    layer: LayerAdapters,
+    run: Run,
+    scale: float,
+    widths: tuple[int, ...],
+    beta: int,
+) -> None:
+    rows = x[run.start : run.stop]
+    offset = 0
+    for index, (a, b, width) in enumerate(zip(layer.a, layer.b, widths, strict=True)):
+        rank = layer.rank(index, run.slot)
+        if rank:
+            h = linear(rows.to(a.dtype), a[run.slot, 0, :rank])
+            out = y[run.start : run.stop, offset : offset + width]
+            b_RO = b[run.slot, 0, :width, :rank].to(y.dtype).t()
+            out.addmm_(h.to(y.dtype), b_RO, beta=beta, alpha=scale)
+        offset += width
+
+
+def _add_span(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    pack: Pack,
+    span: Span,
+    routing: Routing,
+    scale: float,
+    widths: tuple[int, ...],
+    beta: int,
+) -> None:
+    h = linear(x[span.start : span.stop].to(pack.a.dtype), pack.a)
+    if not (span.uniform and pack.slots == span.slots):
+        h.masked_fill_(routing.foreign(span, pack.columns), 0)
+    h = h.to(y.dtype)
+    out = y[span.start : span.stop]
+    offset = 0
+    for b, (first, last), width in zip(pack.b, pack.bounds, widths, strict=True):
+        if b is not None:
+            out[:, offset : offset + width].addmm_(
+                h[:, first:last], b[:, :width], beta=beta, alpha=scale
+            )
+        offset += width

@@ -1,0 +1,113 @@
+"""Which rows of a batch belong to which adapter, worked out once a batch for all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from serve.cpu_lora.packing import Columns
+
+NO_ADAPTER = -1
+LONG_RUN_ROWS = 128
+"""From here on a run of one adapter's rows is multiplied on its own: at this length the work on
+the other adapters' columns costs more than further calls (measured, docs/log-lora.md)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive rows `start..stop` that use one adapter slot."""
+
+    slot: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows `start..stop` multiplied together; `runs` in it never contain base-only rows."""
+
+    start: int
+    stop: int
+    slots: tuple[int, ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every row of the span uses the same adapter."""
+        return len(self.runs) == 1 and len(self) == self.runs[0].stop - self.runs[0].start
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def find_runs(slots: Sequence[int]) -> list[Run]:
+    """Split the rows' slots into runs of equal slots, base-only rows (-1) included."""
+    runs: list[Run] = []
+    start = 0
+    for row in range(1, len(slots) + 1):
+        if row == len(slots) or slots[row] != slots[start]:
+            runs.append(Run(slots[start], start, row))
+            start = row
+    return runs
+
+
+def find_spans(runs: Sequence[Run], *, long_rows: int = LONG_RUN_ROWS) -> tuple[Span, ...]:
+    """Group the runs: a long one stands alone, short neighbours are taken together.
+
+    A long base-only run is left out, a short one between adapters stays inside its span and is
+    masked there; spans never begin or end with base-only rows.
+    """
+    spans: list[Span] = []
+    open_runs: list[Run] = []
+
+    def close() -> None:
+        used = tuple(run for run in open_runs if run.slot != NO_ADAPTER)
+        open_runs.clear()
+        if used:
+            slots = tuple(sorted({run.slot for run in used}))
+            # Two runs of one adapter with base-only rows between them still need the mask,
+            # so rows are counted, not slots.
+            spans.append(Span(used[0].start, used[-1].stop, slots, used))
+
+    for run in runs:
+        if run.stop - run.start < long_rows:
+            open_runs.append(run)
+            continue
+        close()
+        open_runs.append(run)
+        close()
+    close()
+    return tuple(spans)
+
+
+@dataclass
+class Routing:
+    """The spans of one batch and the masks that layers of equal column layout share."""
+
+    row_slots: torch.Tensor
+    """Slot of each row, int64 [rows], -1 for base-only rows."""
+    spans: tuple[Span, ...]
+    masks: dict[tuple[int, Columns], torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row_slots: torch.Tensor) -> Routing:
+        """Work out the spans of `row_slots`, int64 [rows]."""
+        return cls(row_slots, find_spans(find_runs(row_slots.tolist())))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the batch's mapping covers."""
+        return int(self.row_slots.shape[0])
+
+    def foreign(self, span: Span, columns: Columns) -> torch.Tensor:
+        """Return bool [rows of the span, columns], true where the column is another adapter's."""
+        key = (span.start, columns)
+        mask = self.masks.get(key)
+        if mask is None:
+            mask = self.row_slots[span.start : span.stop, None] != columns.owners[None, :]
+            self.masks[key] = mask
+        return mask
