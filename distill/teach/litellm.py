@@ -8,13 +8,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import litellm
 from tenacity import (
     AsyncRetrying,
     retry_if_exception_type,
     stop_after_attempt,
     wait_random_exponential,
 )
+
+# The price table that was installed, not today's from the network: the same run, the same bill.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+import litellm
 
 from cluster.errors import ConfigError, PrerequisiteError
 from distill.config import LiteLLMTeacher

@@ -1,0 +1,111 @@
+"""Versions never change, aliases move and move back, damaged files are refused."""
+
+import json
+import threading
+
+import pytest
+
+from cluster.errors import RegistryError
+from cluster.registry import AdapterManifest, Registry, model_digest
+from cluster.storage import Store
+
+
+@pytest.fixture
+def registry(tmp_path):
+    return Registry(str(tmp_path / "registry"))
+
+
+def adapter(tmp_path, content):
+    folder = tmp_path / f"adapter-{content}"
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 8}))
+    (folder / "adapter_model.safetensors").write_bytes(content.encode())
+    return folder
+
+
+def manifest(name="reconcile", base="abc"):
+    return AdapterManifest(
+        name=name, base_model="tiny", base_digest=base, rank=8, alpha=16, target_modules=["q_proj"],
+        task="reconcile", task_digest="t", dataset_digest="d", teacher="program:x", train={},
+        gates=[],
+    )  # fmt: skip
+
+
+def test_versions_count_up_and_the_same_adapter_is_the_same_version(registry, tmp_path):
+    first = registry.publish(adapter(tmp_path, "one"), manifest())
+    second = registry.publish(adapter(tmp_path, "two"), manifest())
+    again = registry.publish(adapter(tmp_path, "one"), manifest())
+    assert [first.model_name, second.model_name] == ["reconcile@v1", "reconcile@v2"]
+    assert again.version == 1
+    assert registry.versions("reconcile") == [1, 2]
+    assert registry.names() == ["reconcile"]
+
+
+def test_promote_and_rollback_keep_the_history(registry, tmp_path):
+    for content in ("one", "two", "three"):
+        registry.publish(adapter(tmp_path, content), manifest())
+    for version in (1, 2, 3):
+        registry.promote("reconcile", version)
+    assert registry.resolve("reconcile") == ("reconcile", 3)
+    assert registry.rollback("reconcile") == 2
+    assert registry.rollback("reconcile") == 1
+    with pytest.raises(RegistryError, match="no earlier version"):
+        registry.rollback("reconcile")
+    actions = [(m["action"], m["version"]) for m in registry.history("reconcile", "prod")]
+    assert actions[-2:] == [("rollback", 2), ("rollback", 1)]
+
+
+def test_a_changed_file_is_refused(registry, tmp_path):
+    registry.publish(adapter(tmp_path, "one"), manifest())
+    file = tmp_path / "registry/reconcile/v1/adapter_model.safetensors"
+    file.write_bytes(b"damaged")
+    with pytest.raises(RegistryError, match="changed or damaged"):
+        registry.fetch("reconcile", 1, tmp_path / "cache")
+
+
+def test_a_version_without_its_manifest_does_not_exist(registry, tmp_path):
+    registry.publish(adapter(tmp_path, "one"), manifest())
+    half = tmp_path / "registry/reconcile/v2"
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_bytes(b"half written")
+    assert registry.versions("reconcile") == [1]
+    assert registry.publish(adapter(tmp_path, "two"), manifest()).version == 2
+    assert registry.fetch("reconcile", 2, tmp_path / "cache").is_dir()
+
+
+@pytest.mark.parametrize("name", ["../etc", "a/b", "", "A", ".hidden", "x\x00y", "name@v1@v2"])
+def test_names_that_are_no_names_never_become_paths(registry, name):
+    with pytest.raises(RegistryError):
+        registry.resolve(name)
+
+
+def test_many_publishers_get_one_version_each(registry, tmp_path):
+    folders = [adapter(tmp_path, f"content-{n}") for n in range(8)]
+    threads = [
+        threading.Thread(target=registry.publish, args=(folder, manifest())) for folder in folders
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert registry.versions("reconcile") == list(range(1, 9))
+
+
+def test_a_base_model_is_known_by_its_weights(tmp_path):
+    for name, weights in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(weights)
+    assert model_digest(tmp_path / "a") == model_digest(tmp_path / "b")
+    assert model_digest(tmp_path / "a") != model_digest(tmp_path / "c")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    store = Store(tmp_path)
+    store.write_json("x.json", {"kept": True})
+    with pytest.raises(TypeError):
+        store.write_bytes("x.json", "not bytes")  # type: ignore[arg-type]
+    assert store.read_json("x.json") == {"kept": True}
+    assert store.names() == ["x.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

@@ -1,0 +1,126 @@
+"""Prompts are read or generated, and no held-out one shares what the task keeps apart."""
+
+import json
+
+import pytest
+
+from cluster.errors import DataError
+from cluster.storage import Store
+from distill.config import PromptsConfig
+from distill.prompts.source import read_jsonl
+from distill.prompts.split import build_rows, contamination, split_rows
+from distill.prompts.stage import make_prompts
+from distill.tasks.task import load_task
+
+SIZES = PromptsConfig(train=200, validation=40, test=100, seed=5)
+
+
+def test_the_same_seed_makes_the_same_prompts_and_another_does_not(tmp_path):
+    task = load_task("reconcile")
+    ids = []
+    for name, config in (("a", SIZES), ("b", SIZES), ("c", SIZES.model_copy(update={"seed": 6}))):
+        split = make_prompts(task, config, store=Store(tmp_path / name))
+        ids.append([row["example_id"] for row in split.rows["test"]])
+    assert ids[0] == ids[1]
+    assert not set(ids[0]) & set(ids[2])
+
+
+def test_more_training_prompts_leave_the_test_prompts_as_they_were(tmp_path):
+    task = load_task("reconcile")
+    few = make_prompts(task, SIZES, store=Store(tmp_path / "few"))
+    config = SIZES.model_copy(update={"train": 400})
+    many = make_prompts(task, config, store=Store(tmp_path / "many"))
+    assert [r["example_id"] for r in few.rows["test"]] == [
+        r["example_id"] for r in many.rows["test"]
+    ]
+
+
+def test_no_vendor_amount_date_combination_is_in_two_splits(tmp_path):
+    split = make_prompts(load_task("reconcile"), SIZES, store=Store(tmp_path))
+
+    def combinations(name):
+        for row in split.rows[name]:
+            variables = json.loads(row["variables"])
+            for side in ("bank", "erp"):
+                line = variables[side]
+                if line:
+                    yield line["vendor"], line["amount"], line["date"]
+
+    seen = {name: set(combinations(name)) for name in ("train", "validation", "test")}
+    assert not seen["train"] & seen["test"]
+    assert not seen["train"] & seen["validation"]
+    assert not seen["validation"] & seen["test"]
+    report = json.loads((tmp_path / "prompts/contamination.json").read_text())
+    assert report["clean"] is True
+
+
+def test_the_check_finds_a_combination_that_stands_on_the_other_side_of_a_pair():
+    line = {"vendor": "A", "amount": "1.00", "date": "2025-01-01"}
+    rows = {
+        name: [{"example_id": name, "variables": json.dumps(variables)}]
+        for name, variables in (("train", {"bank": line}), ("test", {"erp": line}))
+    } | {"validation": []}
+    disjoint = load_task("reconcile").spec.prompts.disjoint
+    report = contamination(rows, disjoint=disjoint)
+    assert report["shared"]["test/train"] == 1
+    assert report["clean"] is False
+
+
+@pytest.fixture
+def starter(tmp_path):
+    from jobs.init import init_task
+
+    init_task(str(tmp_path / "my-task"))
+    return tmp_path / "my-task"
+
+
+def test_a_file_is_split_by_its_disjoint_fields_and_stratified(starter, tmp_path):
+    config = PromptsConfig(train=150, validation=16, test=40)
+    split = make_prompts(load_task(starter), config, store=Store(tmp_path / "run"))
+    assert [len(split.rows[name]) for name in ("train", "validation", "test")] == [150, 16, 40]
+    keys = {
+        name: {
+            (v["product"], v["problem"]) for v in map(lambda r: json.loads(r["variables"]), rows)
+        }
+        for name, rows in split.rows.items()
+    }
+    assert not keys["train"] & keys["test"]
+    # Eight products, forty test prompts: each product has its share.
+    strata = [row["stratum"] for row in split.rows["test"]]
+    assert all(4 <= strata.count(s) <= 6 for s in set(strata))
+    assert len(set(strata)) == 8
+
+
+def test_too_few_prompts_shrink_the_held_out_splits_and_say_so(starter, tmp_path):
+    lines = (starter / "prompts.jsonl").read_text().splitlines()[:30]
+    (starter / "prompts.jsonl").write_text("\n".join(lines))
+    split = make_prompts(load_task(starter), PromptsConfig(), store=Store(tmp_path / "run"))
+    assert len(split.rows["test"]) == 6
+    assert "30 prompts are fewer than asked for" in split.notes[0]
+
+
+def test_broken_lines_are_all_named_with_number_and_text(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'{"a": 1}\nnot json\n\n[1]\n{"b": "\xff"}\n{"a": 2}\n')
+    with pytest.raises(DataError) as caught:
+        read_jsonl(path)
+    message = str(caught.value)
+    assert "3 line(s)" in message
+    assert "line 2: " in message
+    assert "not json" in message
+    assert "line 4: a list, not an object" in message
+    assert "line 5: " in message
+    assert "--skip-bad" in message
+    assert read_jsonl(path, skip_bad=True) == [{"a": 1}, {"a": 2}]
+
+
+def test_an_id_that_stands_twice_is_refused(starter):
+    rows = read_jsonl(starter / "prompts.jsonl")
+    with pytest.raises(DataError, match="stands twice"):
+        build_rows(load_task(starter), [*rows, rows[0]])
+
+
+def test_a_split_that_ends_empty_is_an_error(starter):
+    rows = build_rows(load_task(starter), read_jsonl(starter / "prompts.jsonl")[:1])
+    with pytest.raises(DataError, match="no prompt is left for"):
+        split_rows(rows, sizes={"train": 1, "validation": 1, "test": 1}, disjoint=[], seed=0)

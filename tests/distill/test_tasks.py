@@ -1,0 +1,113 @@
+"""A task is a folder of files: templates, schema, scoring, and perhaps a verifier."""
+
+import json
+
+import pytest
+
+from cluster.errors import ConfigError, DataError
+from distill.tasks.task import load_task
+
+TASK = """
+name = "colours"
+[prompt]
+system = "Name the colour."
+user = "{{ thing }}"
+[output.json_schema]
+type = "object"
+required = ["colour"]
+[output.json_schema.properties.colour]
+enum = ["red", "green"]
+[score.fields]
+colour = "exact"
+[prompts]
+file = "prompts.jsonl"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "task.toml").write_text(TASK)
+    (tmp_path / "prompts.jsonl").write_text('{"thing": "grass"}\n')
+    return tmp_path
+
+
+def replace(folder, old, new):
+    path = folder / "task.toml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_a_prompt_is_rendered_and_an_answer_scored(folder):
+    task = load_task(folder)
+    assert task.messages({"thing": "grass"}) == [
+        {"role": "system", "content": "Name the colour."},
+        {"role": "user", "content": "grass"},
+    ]
+    right = task.score('{"colour": "green"}', {"colour": "green"})
+    wrong = task.score('{"colour": "red"}', {"colour": "green"})
+    invalid = task.score("green, I think", {"colour": "green"})
+    assert (right.valid, right.correct, right.label) == (True, True, "green")
+    assert (wrong.valid, wrong.correct, wrong.reason) == (True, False, "wrong: colour")
+    assert (invalid.valid, invalid.correct) == (False, False)
+    assert "not JSON" in invalid.reason
+
+
+def test_a_code_fence_is_read_but_prose_around_it_is_not(folder):
+    task = load_task(folder)
+    assert task.parse('```json\n{"colour": "red"}\n```').answer == {"colour": "red"}
+    assert task.parse('Sure! {"colour": "red"}').answer is None
+
+
+def test_sections_must_be_there_and_hold_text(folder):
+    schema = TASK[TASK.index("[output") : TASK.index("[score")]
+    replace(folder, schema, '[output]\nformat = "sections"\nsections = ["Title", "Body"]\n')
+    task = load_task(folder)
+    assert task.parse("# Title\nA\n## Body\nB").answer == {"Title": "A", "Body": "B"}
+    assert task.parse("# Title\nA\n## Body\n").problem == "sections missing or empty: Body"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('type = "object"', 'type = "objct"', "no JSON Schema"),
+        ("{{ thing }}", "{{ thing", "prompt.user, line 1"),
+        ("colour = ", "color = ", r"score.fields \['color'\] are no properties"),
+        ('file = "prompts.jsonl"', 'fiel = "prompts.jsonl"', "did you mean 'file'"),
+        ('name = "colours"', 'name = "Colours!"', "name: 'Colours!' cannot be used"),
+    ],
+)
+def test_a_broken_definition_is_named_when_it_is_loaded(folder, old, new, words):
+    replace(folder, old, new)
+    with pytest.raises(ConfigError, match=words):
+        load_task(folder)
+
+
+def test_a_variable_that_a_record_lacks_is_named(folder):
+    with pytest.raises(DataError, match=r"'thing' is undefined.*the record has: other"):
+        load_task(folder).messages({"other": 1})
+
+
+def test_an_unknown_task_lists_those_that_there_are(tmp_path):
+    with pytest.raises(ConfigError, match="come with Distillery are: reconcile"):
+        load_task(tmp_path / "nothing")
+
+
+def test_reconcile_rules_agree_with_its_verifier_on_every_scenario():
+    task = load_task("reconcile")
+    answer, verify = task.function("rules:answer"), task.function("verify:verify")
+    prompts = list(task.function("scenarios:scenarios")(1500, 3))
+    classes = set()
+    for prompt in prompts:
+        parsed = task.parse(answer(prompt))
+        assert parsed.answer is not None, parsed.problem
+        assert verify(prompt, parsed.answer)[0] == 1.0
+        classes.add(parsed.answer["classification"])
+        other = {**parsed.answer, "classification": "ROUNDING", "action": "write_off"}
+        if parsed.answer["classification"] != "ROUNDING":
+            assert verify(prompt, other)[0] == 0.0
+    assert len(classes) == 5
+    escalated = sum(json.loads(answer(p))["action"] == "escalate" for p in prompts)
+    assert escalated >= 0.1 * len(prompts)
+    assert any(p["bank"]["amount"] == "1,000,000.00" for p in prompts)
+    assert any(p["bank"]["amount"] == "999,999.99" for p in prompts)
+    assert any(p["erp"] and p["erp"]["currency"] != p["bank"]["currency"] for p in prompts)

@@ -1,0 +1,106 @@
+"""Teachers answer prompts: a program, a recording, or a model behind a real HTTP server."""
+
+import json
+
+import pytest
+from openai_server import openai_server
+
+from cluster.errors import ConfigError, DataError, PrerequisiteError
+from distill.config import LiteLLMTeacher, Price, ProgramTeacher, ReplayTeacher
+from distill.prompts.split import build_rows
+from distill.tasks.task import load_task
+from distill.teach.stage import check_teacher
+from distill.teach.teacher import build_teacher, request_key
+from jobs.init import init_task
+
+FREE = Price(input_usd_per_mtok=2.0, output_usd_per_mtok=10.0)
+
+
+def reconcile_rows(count):
+    task = load_task("reconcile")
+    return build_rows(task, list(task.function("scenarios:scenarios")(count, 1)))
+
+
+def model_teacher(url, **fields):
+    return LiteLLMTeacher(model="openai/local", api_base=url, price=FREE, **fields)
+
+
+def test_a_program_answers_and_its_exception_fails_one_row_only():
+    task = load_task("reconcile")
+    rows = reconcile_rows(5)
+    rows[2] = {**rows[2], "variables": "{}"}
+    answers = build_teacher(ProgramTeacher(), task).answer(rows)
+    assert [bool(a.error) for a in answers] == [False, False, True, False, False]
+    assert "KeyError" in answers[2].error
+    assert json.loads(answers[0].completion)["classification"]
+
+
+def test_a_recording_is_joined_by_the_prompts_id(tmp_path):
+    init_task(str(tmp_path / "t"))
+    task = load_task(tmp_path / "t")
+    rows = build_rows(task, [{"id": "t001", "ticket": "x"}, {"id": "nope", "ticket": "y"}])
+    answers = build_teacher(ReplayTeacher(file="answers.jsonl"), task).answer(rows)
+    assert "team" in answers[0].completion
+    assert answers[1].error == "no recorded answer for this prompt"
+
+
+def test_a_recording_without_completions_is_refused_before_work(tmp_path):
+    init_task(str(tmp_path / "t"))
+    (tmp_path / "t/answers.jsonl").write_text('{"id": "t001"}\n')
+    with pytest.raises(DataError, match="record 1: needs `completion`"):
+        check_teacher(ReplayTeacher(file="answers.jsonl"), load_task(tmp_path / "t"))
+    with pytest.raises(ConfigError, match="no such file"):
+        check_teacher(ReplayTeacher(file="missing.jsonl"), load_task(tmp_path / "t"))
+
+
+def test_a_model_is_asked_and_its_tokens_and_dollars_recorded():
+    rows = reconcile_rows(3)
+    with openai_server(lambda body, number: (200, "one two three")) as server:
+        teacher = build_teacher(model_teacher(server.url), load_task("reconcile"))
+        answers = teacher.answer(rows)
+    assert [a.completion for a in answers] == ["one two three"] * 3
+    words = sum(len(m["content"].split()) for m in rows[0]["messages"])
+    assert answers[0].prompt_tokens == words
+    assert answers[0].cost_usd == pytest.approx((2.0 * words + 10.0 * 3) / 1e6)
+    assert answers[0].latency_s > 0
+    sent = [request["messages"] for request in server.requests]
+    assert all(row["messages"] in sent for row in rows)
+
+
+def test_rate_limits_and_server_errors_are_retried_and_bad_requests_are_not():
+    def respond(body, number):
+        if "refuse" in body["messages"][-1]["content"]:
+            return 400, {"error": {"message": "refused", "type": "invalid_request_error"}}
+        return [(429, {"error": {"message": "slow"}}), (500, {"error": {"message": "oops"}})][
+            number - 1
+        ] if number <= 2 else (200, "fine")  # fmt: skip
+
+    ask = {"variables": "{}", "example_id": "a", "prompt_id": ""}
+    with openai_server(respond) as server:
+        teacher = build_teacher(model_teacher(server.url), load_task("reconcile"))
+        good = teacher.answer([{**ask, "messages": [{"role": "user", "content": "hello"}]}])
+        asked = len(server.requests)
+        bad = teacher.answer([{**ask, "messages": [{"role": "user", "content": "refuse"}]}])
+        assert (good[0].completion, asked) == ("fine", 3)
+        assert "BadRequestError" in bad[0].error
+        assert len(server.requests) == 4
+
+
+def test_a_missing_key_or_price_stops_before_any_request(monkeypatch):
+    task = load_task("reconcile")
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    with pytest.raises(PrerequisiteError, match="ANTHROPIC_API_KEY"):
+        check_teacher(LiteLLMTeacher(model="anthropic/claude-sonnet-4-20250514"), task)
+    with pytest.raises(PrerequisiteError, match="MY_OWN_KEY"):
+        check_teacher(model_teacher("http://127.0.0.1:9/v1", api_key_env="MY_OWN_KEY"), task)
+    unknown = LiteLLMTeacher(model="openai/never-heard-of", api_base="http://127.0.0.1:9/v1")
+    with pytest.raises(ConfigError, match=r"price table does not know it.*\[teacher.price\]"):
+        check_teacher(unknown, task)
+
+
+def test_only_what_changes_an_answer_changes_its_key():
+    row = reconcile_rows(1)[0]
+    base = LiteLLMTeacher(model="m")
+    assert request_key(row, base) == request_key(row, base.model_copy(update={"concurrency": 1}))
+    assert request_key(row, base) != request_key(row, base.model_copy(update={"temperature": 1.0}))
+    assert request_key(row, base) != request_key({**row, "messages": []}, base)
