@@ -89,10 +89,17 @@ class EngineWorker:
         """Load the model; StageError with the engine's last words when it cannot start."""
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+        arguments = self.plan.arguments()
+        if self.plan.on_cpu:
+            # vLLM would keep a core back, pin itself to the others and spin in one more process:
+            # right for a server that owns its machine, slow on a small or a shared one.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
+            arguments.setdefault("distributed_executor_backend", UniProcExecutor)
         try:
-            arguments = AsyncEngineArgs(**self.plan.arguments())
-            self.engine = AsyncLLM.from_engine_args(arguments)
+            self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except Exception as error:
             raise StageError(
                 f"vLLM could not start with {self.plan.model}: {_last_words() or error}"
@@ -119,11 +126,7 @@ class EngineWorker:
         from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        try:
-            from distill.train.encode import encode_prompt
-        except ImportError:
-            def encode_prompt(tokenizer, messages):
-                return tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+        from distill.train.encode import encode_prompt
 
         self.done = 0
         lora = LoRARequest("student", 1, adapter) if adapter else None
