@@ -40,7 +40,7 @@ def work(run: Run, progress: StepProgress) -> StageResult:
     figures = {k: v for k, v in asdict(result).items() if isinstance(v, (int, float))}
     return StageResult(
         rows_in=len(records),
-        rows_out=len(records) - result.records_dropped,
+        rows_out=len(records) - result.dropped_train,
         note=(
             f"held-out loss {result.base_validation_loss:.3f} → {result.best_validation_loss:.3f} "
             f"in {result.steps} steps, {result.tokens_per_s:.0f} tokens/s"
