@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class ServeArgs(StrictModel):
     """What stands under `args` in the Serve config file."""
 
-    config: str
-    """Path of the run's TOML file, on the machine that builds the application."""
+    config: list[str] = Field(min_length=1)
+    """Paths of the run's TOML files on the cluster's nodes; later ones win."""
     overrides: list[str] = Field(default_factory=list)
     """`--section.field value`, as on the command line, one word an entry."""
 
@@ -28,7 +28,7 @@ class ServeArgs(StrictModel):
 def app(args: dict[str, Any]) -> Application:
     """Build the application of a run's configuration; ConfigError lists every problem."""
     given = validate(ServeArgs, args, source="args of the Serve application")
-    config = load_run_config([given.config], overrides=given.overrides)
+    config = load_run_config(given.config, overrides=given.overrides)
     from serve.app import build_app
 
     return build_app(
