@@ -1,0 +1,1 @@
+"""Measurements beside the tests: each writes `build/bench/<name>.json`."""
