@@ -233,13 +233,18 @@ def _chat_template(folder: Path) -> Check:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run_doctor(config_path: str | Path | None = None) -> int:
     """Print the report; 0 when the run can work here, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.doctor", description=main.__doc__)
-    parser.add_argument("config", nargs="?", help="TOML file of a run; the demo's if left out")
-    checks = doctor(parser.parse_args(argv).config)
+    checks = doctor(config_path)
     render(checks, Console())
     return int(any(check.required and not check.ok for check in checks))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m jobs.doctor [CONFIG]`."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.doctor", description=run_doctor.__doc__)
+    parser.add_argument("config", nargs="?", help="TOML file of a run; the demo's if left out")
+    return run_doctor(parser.parse_args(argv).config)
 
 
 if __name__ == "__main__":
