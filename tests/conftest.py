@@ -23,3 +23,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
     )
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first, end to end last: what is broken shows early."""
+
+    def cost(item: pytest.Item) -> tuple[bool, bool, bool]:
+        marks = {mark.name for mark in item.iter_markers()}
+        return "e2e" in item.path.parts, "ray" in marks, "model" in marks
+
+    items.sort(key=cost)
