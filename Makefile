@@ -11,7 +11,7 @@ BIN := .venv/bin
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" $(BIN)
 MODEL := .cache/models/SmolLM2-135M-Instruct
 # What decides whether the environment is current: the pins and the packages, not the tools' settings.
-DIGEST := $(shell { cat constraints.txt; sed '/^\[tool\.ruff\]/,$$d' pyproject.toml; } | sha256sum | cut -c1-16)
+DIGEST := $(shell { cat constraints.txt; sed '/^\[tool\./,$$d' pyproject.toml; } | sha256sum | cut -c1-16)
 STAMP := .venv/.installed-$(DIGEST)
 # pip's log is long; a person sees one sentence, then the tail if it fails.
 LOG := .cache/install.log
