@@ -60,23 +60,6 @@ class AdapterManifest(BaseModel):
         return f"{self.name}@v{self.version}"
 
 
-def model_digest(folder: str | Path) -> str:
-    """Digest of a base model folder: SHA-256 of its `config.json` and of its weight files.
-
-    A hub name that is not a local folder stands for itself.
-    """
-    base = Path(folder)
-    if not base.is_dir():
-        return f"name:{folder}"
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in sorted([base / "config.json", *base.glob("*.safetensors"), *base.glob("*.bin")]):
-        if path.is_file():
-            digest.update(f"{path.name}:{file_digest(path)}\n".encode())
-    return digest.hexdigest()
-
-
 class Registry:
     """Adapters at a URI."""
 

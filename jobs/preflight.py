@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.errors import ConfigError
+from cluster.models import model_location
 from cluster.session import require_memory, require_port
 from distill.judge.judges import check_jury
 from distill.teach.stage import check_teacher
@@ -31,15 +32,9 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
 
 def check_student(model: str) -> None:
     """Check that a local model folder is whole and has a chat template; a hub name passes."""
-    folder = Path(model)
-    looks_local = folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
-    if not looks_local:
-        return
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"student.model {model!r}: there is no {folder}/config.json. Give the folder of a "
-            "Hugging Face model or a hub name; `make model` makes the demo's."
-        )
+    folder = Path(model_location(model))
+    if not folder.is_absolute():
+        return  # a hub name: its template is seen when it is loaded
     template = folder / "chat_template.jinja"
     settings = folder / "tokenizer_config.json"
     if not template.is_file() and "chat_template" not in (

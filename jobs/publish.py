@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from cluster.errors import StageError
-from cluster.registry import AdapterManifest, Registry, model_digest
+from cluster.models import model_digest, model_name
+from cluster.registry import AdapterManifest, Registry
 from cluster.storage import digest_of
 from distill.teach.teacher import teacher_name
 from jobs.display import StepProgress
@@ -31,7 +31,7 @@ def work(run: Run, progress: StepProgress) -> StageResult:
         adapter,
         AdapterManifest(
             name=config.registry.name or run.task.name,
-            base_model=base_name(config.student.model),
+            base_model=model_name(config.student.model),
             base_digest=model_digest(config.student.model),
             rank=int(lora["r"]),
             alpha=float(lora["lora_alpha"]),
@@ -51,11 +51,6 @@ def work(run: Run, progress: StepProgress) -> StageResult:
             registry.promote(name, manifest.version, alias=alias)
         note += f", alias {alias} -> v{manifest.version}"
     return StageResult(rows_in=1, rows_out=1, note=note, figures={"version": manifest.version})
-
-
-def base_name(model: str) -> str:
-    """Name of a base model in a manifest: a local folder's name, or the hub name."""
-    return Path(model).name if Path(model).is_dir() else model
 
 
 if __name__ == "__main__":

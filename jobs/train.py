@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from cluster.models import model_location
 from cluster.session import require_memory
 from distill.judge.stage import accepted
 from distill.train.stage import train
@@ -28,8 +29,9 @@ def work(run: Run, progress: StepProgress) -> StageResult:
             note += f", {state['tokens_per_s']:.0f} tokens/s"
         progress.update(state.get("step", 0), state.get("total_steps", 0), note)
 
+    student = config.student.model_copy(update={"model": model_location(config.student.model)})
     result = train(
-        config.student,
+        student,
         config.train,
         records=records,
         validation=validation,

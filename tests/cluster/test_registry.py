@@ -6,7 +6,8 @@ import threading
 import pytest
 
 from cluster.errors import RegistryError
-from cluster.registry import AdapterManifest, Registry, model_digest
+from cluster.models import model_digest
+from cluster.registry import AdapterManifest, Registry
 from cluster.storage import Store
 
 
