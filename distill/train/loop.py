@@ -59,7 +59,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    from distill.train.model import Batch, CompletionLoss, load_student
+    from distill.train.model import Batch, load_student, loss_module
 
     told = WorkerConfig(**config)
     student_config = StudentConfig.model_validate(told.student)
@@ -72,8 +72,6 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     if device.type == "cpu":
         torch.set_num_threads(train.threads_per_worker)
         _skip_shared_memory_build()
-    if rank == 0:
-        _append(folder / "checkpoints" / STARTS, {"started_at": time.time(), "pid": os.getpid()})
 
     # Set up
     student = load_student(
@@ -86,7 +84,10 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
         gradient_checkpointing=train.gradient_checkpointing,
         seed=train.seed,
     )
-    module = CompletionLoss(student)
+    module, plain_because = loss_module(student, device=device, zero_stage=train.zero_stage)
+    if rank == 0:
+        start = {"started_at": time.time(), "pid": os.getpid(), "plain_because": plain_because}
+        _append(folder / "checkpoints" / STARTS, start)
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False
     )

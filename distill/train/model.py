@@ -55,11 +55,21 @@ class CompletionLoss(nn.Module):
         self, tokens: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor
     ) -> torch.Tensor:
         """Return the sum over `targets` [N] of −log p, a float32 scalar."""
-        causal = self.model.get_base_model()  # type: ignore[operator]
+        causal = self.model.get_base_model()
         hidden = causal.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         chosen = hidden.reshape(-1, hidden.shape[-1])[positions]
         logits = causal.get_output_embeddings()(chosen)
         return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def loss_module(student: Any, *, device: torch.device, zero_stage: int) -> tuple[nn.Module, str]:
+    """Return the module that DeepSpeed drives, and why it is not the fused CPU one ("" if so)."""
+    if device.type != "cpu":
+        return CompletionLoss(student), "not on CPU"
+    from distill.train.cpu_model import FastCompletionLoss, why_not
+
+    reason = why_not(student, zero_stage=zero_stage)
+    return (CompletionLoss(student) if reason else FastCompletionLoss(student)), reason
 
 
 def load_student(
@@ -86,7 +96,7 @@ def load_student(
         base,
         LoraConfig(
             r=rank,
-            lora_alpha=alpha,  # type: ignore[arg-type]
+            lora_alpha=alpha,
             lora_dropout=dropout,
             target_modules=target_modules,
             task_type="CAUSAL_LM",

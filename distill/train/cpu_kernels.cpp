@@ -1,0 +1,176 @@
+// Fused bfloat16 kernels for LoRA training on CPU. Plain C interface: no torch headers, so it
+// compiles in two seconds, and Python calls it by ctypes with tensors' addresses.
+//
+// All matrices are row-major and contiguous; sums and exponentials are float32.
+// Notation: M rows (tokens), D hidden width, F feed-forward width, B sequences of T tokens,
+// H query heads, K key-value heads, W head width.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+typedef uint16_t bf16;
+
+static inline float up(bf16 x) {
+    uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline bf16 down(float f) {  // round to nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    return static_cast<bf16>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+extern "C" {
+
+// y = x * r * w with r = 1 / sqrt(mean(x^2) + eps)  (Zhang and Sennrich 2019)
+void rms_norm(const bf16* x, const bf16* w, bf16* y, float* r, int64_t M, int64_t D, float eps) {
+#pragma omp parallel for
+    for (int64_t m = 0; m < M; ++m) {
+        const bf16* xm = x + m * D;
+        bf16* ym = y + m * D;
+        float sum = 0;
+        for (int64_t d = 0; d < D; ++d) sum += up(xm[d]) * up(xm[d]);
+        const float rm = 1.0f / std::sqrt(sum / D + eps);
+        r[m] = rm;
+        for (int64_t d = 0; d < D; ++d) ym[d] = down(up(down(up(xm[d]) * rm)) * up(w[d]));
+    }
+}
+
+// dx = skip + gradient of rms_norm; `skip` is the residual's gradient. dx may be dy's memory.
+void rms_norm_backward(const bf16* dy, const bf16* x, const bf16* w, const float* r,
+                       const bf16* skip, bf16* dx, int64_t M, int64_t D) {
+#pragma omp parallel for
+    for (int64_t m = 0; m < M; ++m) {
+        const bf16 *xm = x + m * D, *gm = dy + m * D, *sm = skip + m * D;
+        bf16* om = dx + m * D;
+        const float rm = r[m];
+        float dot = 0;
+        for (int64_t d = 0; d < D; ++d) dot += up(gm[d]) * up(w[d]) * up(xm[d]);
+        const float c = dot * rm * rm / D;
+        for (int64_t d = 0; d < D; ++d)
+            om[d] = down(up(sm[d]) + rm * (up(gm[d]) * up(w[d]) - up(xm[d]) * c));
+    }
+}
+
+// a = silu(gate) * up; gu holds [gate | up] in each row of 2F.
+void swiglu(const bf16* gu, bf16* a, int64_t M, int64_t F) {
+#pragma omp parallel for
+    for (int64_t m = 0; m < M; ++m) {
+        const bf16 *g = gu + m * 2 * F, *u = g + F;
+        bf16* am = a + m * F;
+        for (int64_t f = 0; f < F; ++f) {
+            const float z = up(g[f]);
+            am[f] = down(z / (1.0f + std::exp(-z)) * up(u[f]));
+        }
+    }
+}
+
+// In place: gu becomes its gradient, da becomes a (which the adapter's gradient needs).
+void swiglu_backward(bf16* gu, bf16* da, int64_t M, int64_t F) {
+#pragma omp parallel for
+    for (int64_t m = 0; m < M; ++m) {
+        bf16 *g = gu + m * 2 * F, *u = g + F, *d = da + m * F;
+        for (int64_t f = 0; f < F; ++f) {
+            const float z = up(g[f]), v = up(u[f]), grad = up(d[f]);
+            const float s = 1.0f / (1.0f + std::exp(-z));
+            const float silu = z * s;
+            g[f] = down(grad * v * (s + silu * (1.0f - s)));
+            u[f] = down(grad * silu);
+            d[f] = down(silu * v);
+        }
+    }
+}
+
+// Rotate queries and keys (Su et al. 2021, halves convention) and split rows of [q | k | v] into
+// head-major q [B,H,T,W], k and v [B,K,T,W]. cos and sin are [T,W/2].
+// back != 0 goes the other way: from head-major gradients to rows, rotating by the negative angle.
+void rotate_split(bf16* qkv, bf16* q, bf16* k, bf16* v, const float* cos, const float* sin,
+                  int64_t B, int64_t T, int64_t H, int64_t K, int64_t W, int32_t back) {
+    const int64_t half = W / 2, row = (H + 2 * K) * W;
+#pragma omp parallel for
+    for (int64_t bt = 0; bt < B * T; ++bt) {
+        const int64_t b = bt / T, t = bt % T;
+        const float *c = cos + t * half, *s = sin + t * half;
+        for (int64_t h = 0; h < H + 2 * K; ++h) {
+            bf16* mine = qkv + bt * row + h * W;
+            bf16* theirs = h < H       ? q + ((b * H + h) * T + t) * W
+                           : h < H + K ? k + ((b * K + h - H) * T + t) * W
+                                       : v + ((b * K + h - H - K) * T + t) * W;
+            const bf16* from = back ? theirs : mine;
+            bf16* to = back ? mine : theirs;
+            if (h >= H + K) {
+                std::memcpy(to, from, W * sizeof(bf16));
+                continue;
+            }
+            const float sign = back ? -1.0f : 1.0f;
+            for (int64_t i = 0; i < half; ++i) {
+                const float x = up(from[i]), y = up(from[half + i]), si = sign * s[i];
+                to[i] = down(x * c[i] - y * si);
+                to[half + i] = down(y * c[i] + x * si);
+            }
+        }
+    }
+}
+
+// In place softmax of scores [N,T,T] under the causal mask; what is masked becomes zero.
+void causal_softmax(bf16* scores, int64_t N, int64_t T, float scale) {
+#pragma omp parallel for
+    for (int64_t i = 0; i < N * T; ++i) {
+        bf16* s = scores + i * T;
+        const int64_t n = i % T + 1;
+        float top = -3.0e38f, sum = 0;
+        for (int64_t j = 0; j < n; ++j) {
+            const float x = up(s[j]);
+            top = x > top ? x : top;
+        }
+        for (int64_t j = 0; j < n; ++j) {
+            const float e = std::exp((up(s[j]) - top) * scale);
+            sum += e;
+            s[j] = down(e);
+        }
+        const float inverse = 1.0f / sum;
+        for (int64_t j = 0; j < n; ++j) s[j] = down(up(s[j]) * inverse);
+        for (int64_t j = n; j < T; ++j) s[j] = 0;
+    }
+}
+
+// In place: the gradient of probabilities p becomes that of the unscaled scores.
+void causal_softmax_backward(const bf16* p, bf16* grad, int64_t N, int64_t T, float scale) {
+#pragma omp parallel for
+    for (int64_t i = 0; i < N * T; ++i) {
+        const bf16* pi = p + i * T;
+        bf16* g = grad + i * T;
+        const int64_t n = i % T + 1;
+        float dot = 0;
+        for (int64_t j = 0; j < n; ++j) dot += up(pi[j]) * up(g[j]);
+        for (int64_t j = 0; j < n; ++j) g[j] = down(scale * up(pi[j]) * (up(g[j]) - dot));
+        for (int64_t j = n; j < T; ++j) g[j] = 0;
+    }
+}
+
+// Loss of each row, -log softmax(logits)[target]; in place, logits become softmax - onehot.
+void cross_entropy(bf16* logits, const int64_t* targets, float* losses, int64_t N, int64_t V,
+                   int32_t with_gradient) {
+#pragma omp parallel for
+    for (int64_t i = 0; i < N; ++i) {
+        bf16* l = logits + i * V;
+        float top = -3.0e38f, sum = 0;
+        for (int64_t v = 0; v < V; ++v) {
+            const float x = up(l[v]);
+            top = x > top ? x : top;
+        }
+        for (int64_t v = 0; v < V; ++v) sum += std::exp(up(l[v]) - top);
+        const float log_sum = top + std::log(sum);
+        const float hit = up(l[targets[i]]) - log_sum;
+        losses[i] = -hit;
+        if (!with_gradient) continue;
+        for (int64_t v = 0; v < V; ++v) l[v] = down(std::exp(up(l[v]) - log_sum));
+        l[targets[i]] = down(std::exp(hit) - 1.0f);
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,142 @@
+"""Compile and call `cpu_kernels.cpp`: bfloat16 kernels that PyTorch runs as five or ten passes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+# Fast-math at compile time only: at link time it would switch the whole process to flush
+# denormals.
+COMPILE = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-c"]
+LINK = ["-shared", "-fopenmp"]
+
+
+def compiler() -> str | None:
+    """Path of the C++ compiler, or None; without one the student trains on plain PyTorch."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Load the kernels, compiling them on first use; None where that is not possible.
+
+    The file is kept in `$DISTILLERY_CACHE` or `~/.cache/distillery` under a digest of source and
+    CPU, and appears by a rename, so workers that start together cannot disturb each other.
+    """
+    cxx = compiler()
+    if cxx is None or not SOURCE.is_file():
+        return None
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu = (
+        next((x for x in cpuinfo.read_text().splitlines() if x.startswith("flags")), "")
+        if (cpuinfo.is_file())
+        else ""
+    )
+    digest = hashlib.sha256(SOURCE.read_bytes() + f"{cpu}{COMPILE}{LINK}".encode()).hexdigest()
+    cache = Path(os.environ.get("DISTILLERY_CACHE", "~/.cache/distillery")).expanduser()
+    target = cache / f"cpu_kernels-{digest[:16]}.so"
+    if not target.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        own = cache / f".{target.stem}-{os.getpid()}"
+        try:
+            for command in (
+                [cxx, *COMPILE, str(SOURCE), "-o", f"{own}.o"],
+                [cxx, f"{own}.o", *LINK, "-o", f"{own}.so"],
+            ):
+                subprocess.run(command, check=True, capture_output=True, timeout=300)
+            os.replace(f"{own}.so", target)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            return None
+        finally:
+            Path(f"{own}.o").unlink(missing_ok=True)
+    return ctypes.CDLL(str(target))
+
+
+def _call(name: str, *arguments: torch.Tensor | int | float | bool) -> None:
+    lib = library()
+    assert lib is not None
+    converted: list[object] = []
+    for value in arguments:
+        if isinstance(value, torch.Tensor):
+            assert value.is_contiguous()
+            converted.append(ctypes.c_void_p(value.data_ptr()))
+        elif isinstance(value, bool):
+            converted.append(ctypes.c_int32(value))
+        elif isinstance(value, int):
+            converted.append(ctypes.c_int64(value))
+        else:
+            converted.append(ctypes.c_float(value))
+    getattr(lib, name)(*converted)
+
+
+def rms_norm(
+    x_M_D: torch.Tensor, weight_D: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the normalised rows and each row's float32 factor."""
+    y, r = torch.empty_like(x_M_D), torch.empty(len(x_M_D), dtype=torch.float32)
+    _call("rms_norm", x_M_D, weight_D, y, r, *x_M_D.shape, eps)
+    return y, r
+
+
+def rms_norm_backward(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, r: torch.Tensor, skip: torch.Tensor
+) -> torch.Tensor:
+    """Return `skip` plus the gradient of `x`, in the memory of `dy`."""
+    _call("rms_norm_backward", dy, x, weight, r, skip, dy, *x.shape)
+    return dy
+
+
+def swiglu(gate_up_M_2F: torch.Tensor) -> torch.Tensor:
+    """Return silu(gate) · up, [M, F]."""
+    rows, width = gate_up_M_2F.shape
+    out = gate_up_M_2F.new_empty(rows, width // 2)
+    _call("swiglu", gate_up_M_2F, out, rows, width // 2)
+    return out
+
+
+def swiglu_backward(gate_up_M_2F: torch.Tensor, grad_M_F: torch.Tensor) -> None:
+    """In place: `gate_up` becomes its gradient, `grad` becomes silu(gate) · up."""
+    _call("swiglu_backward", gate_up_M_2F, grad_M_F, *grad_M_F.shape)
+
+
+def rotate_split(
+    qkv: torch.Tensor,
+    heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    *,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    back: bool,
+) -> None:
+    """Rows `qkv` [B·T, (H+2K)·W] to rotated heads q [B,H,T,W], k, v [B,K,T,W]; or back."""
+    q, k, v = heads
+    batch, num_q, time, width = q.shape
+    _call("rotate_split", qkv, q, k, v, cos, sin, batch, time, num_q, k.shape[1], width, back)
+
+
+def causal_softmax(scores_N_T_T: torch.Tensor, scale: float) -> torch.Tensor:
+    """Turn scores into probabilities, in place."""
+    _call("causal_softmax", scores_N_T_T, *scores_N_T_T.shape[:2], scale)
+    return scores_N_T_T
+
+
+def causal_softmax_backward(p: torch.Tensor, grad: torch.Tensor, scale: float) -> torch.Tensor:
+    """Turn the gradient of probabilities into that of the unscaled scores, in place."""
+    _call("causal_softmax_backward", p, grad, *p.shape[:2], scale)
+    return grad
+
+
+def cross_entropy(
+    logits_N_V: torch.Tensor, targets_N: torch.Tensor, *, with_gradient: bool
+) -> torch.Tensor:
+    """Return each row's loss [N], float32; with a gradient, it replaces the logits."""
+    losses = torch.empty(len(targets_N), dtype=torch.float32)
+    _call("cross_entropy", logits_N_V, targets_N, losses, *logits_N_V.shape, with_gradient)
+    return losses
