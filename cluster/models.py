@@ -35,7 +35,7 @@ def model_name(model: str) -> str:
 
 
 def model_digest(model: str | Path) -> str:
-    """SHA-256 over a model folder's `config.json` and weight files; a hub name stands for itself."""
+    """SHA-256 over a folder's `config.json` and weights; a hub name stands for itself."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return f"name:{model}"

@@ -7,6 +7,8 @@ are kept and only the missing rows are worked on again.
 from __future__ import annotations
 
 import json
+import pickle
+import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,9 +31,15 @@ class _BatchWriter:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         rows = [json.loads(text) for text in batch["row"]]
-        done = self._work(rows)
-        self._store.write_table(f"part-{uuid.uuid4().hex}.parquet", rows_table(done, self._schema))
-        return {"done": [len(rows)]}
+        try:
+            done = self._work(rows)
+            part = f"part-{uuid.uuid4().hex}.parquet"
+            self._store.write_table(part, rows_table(done, self._schema))
+        except Exception as error:
+            # Raised here it would reach the driver as text inside Ray Data's own exception.
+            traceback.print_exc()
+            return {"done": [0], "error": [pickle.dumps(error)]}
+        return {"done": [len(rows)], "error": [b""]}
 
 
 def map_to_parquet(
@@ -47,6 +55,7 @@ def map_to_parquet(
     """Run `rows` through actors on Ray Data and write their results to `store`.
 
     `make_worker` is called once in each actor and returns a function from rows to result rows.
+    What that function raises is raised here, as it was; the parts that were written stay.
     """
     if not rows:
         return
@@ -63,6 +72,8 @@ def map_to_parquet(
     )
     done = 0
     for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+        for error in filter(None, batch["error"]):
+            raise pickle.loads(error)
         done += int(sum(batch["done"]))
         if on_progress is not None:
             on_progress(done, len(rows))

@@ -1,0 +1,134 @@
+"""A killed driver, a full disk, a failing server: what was answered is kept, whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from openai_server import openai_server
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def command(tmp_path: Path, url: str, *flags: str) -> list[str]:
+    teacher = tmp_path / "teacher.toml"
+    teacher.write_text(
+        f'[teacher]\nkind = "litellm"\nmodel = "openai/local"\napi_base = "{url}"\n'
+        "concurrency = 8\nmax_retries = 0\n"
+        "price = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 1.0 }\n"
+    )
+    return [
+        sys.executable, "-m", "jobs.generate", "--config", "jobs/runs/smoke.toml",
+        "--config", str(teacher), "--run.root", str(tmp_path / "runs"),
+        "--cluster.metrics_port", str(free_port()), *flags,
+    ]  # fmt: skip
+
+
+def answers(tmp_path: Path) -> list[dict]:
+    folder = next((tmp_path / "runs").glob("smoke-*")) / "completions"
+    # Reading the folder as a whole would fail on any half-written file.
+    return pq.read_table(folder).to_pylist() if folder.is_dir() else []
+
+
+def kill_session(process: subprocess.Popen) -> None:
+    """SIGKILL the driver and the Ray it had started, as a machine that loses power would."""
+    children = subprocess.run(
+        ["pgrep", "-s", str(os.getsid(process.pid))], capture_output=True, text=True
+    )
+    os.kill(process.pid, signal.SIGKILL)
+    for child in children.stdout.split():
+        try:
+            os.kill(int(child), signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def test_a_killed_run_asks_again_only_for_what_was_in_flight(tmp_path):
+    def respond(body, number):
+        time.sleep(0.15)
+        return 200, json.dumps({"prompt": body["messages"][-1]["content"]})
+
+    with openai_server(respond) as server:
+        process = subprocess.Popen(
+            command(tmp_path, server.url), cwd=ROOT, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while len(server.requests) < 30 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        kill_session(process)
+        kept = {row["example_id"] for row in answers(tmp_path)}
+        assert 0 < len(kept) < 72
+        asked_before = len(server.requests)
+        subprocess.run(command(tmp_path, server.url), cwd=ROOT, check=True, timeout=200)
+        rows = answers(tmp_path)
+        again = len(server.requests) - asked_before
+    assert len(rows) == len({row["example_id"] for row in rows}) == 72
+    assert again == 72 - len(kept)
+    assert kept <= {row["example_id"] for row in rows}
+
+
+def test_a_server_that_refuses_ends_with_its_own_words_and_keeps_the_rest(tmp_path):
+    def respond(body, number):
+        if number > 40:
+            return 400, {"error": {"message": "quota exhausted", "type": "invalid_request_error"}}
+        return 200, "{}"
+
+    with openai_server(respond) as server:
+        done = subprocess.run(
+            command(tmp_path, server.url), cwd=ROOT, capture_output=True, text=True, timeout=200
+        )
+    assert done.returncode == 1
+    assert "32 of 72 prompts have no answer" in done.stderr
+    assert "quota exhausted" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sum(not row["error"] for row in answers(tmp_path)) == 40
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_a_rerun_goes_on(tmp_path):
+    disk = tmp_path / "runs"
+    disk.mkdir()
+    mounted = (
+        shutil.which("mount")
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True
+        ).returncode
+    )
+    if not mounted:
+        pytest.skip("needs the right to mount a small tmpfs")
+    long = "x" * 4000
+    try:
+        with openai_server(
+            lambda body, number: (200, f"{long}{number}{os.urandom(3000).hex()}")
+        ) as s:
+            failed = subprocess.run(
+                command(tmp_path, s.url), cwd=ROOT, capture_output=True, text=True, timeout=200
+            )
+            assert failed.returncode == 1
+            assert "the disk is full" in failed.stderr or "No space left" in failed.stderr
+            assert "Traceback" not in failed.stderr
+            kept = {row["example_id"] for row in answers(tmp_path)}
+            asked = len(s.requests)
+            subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+            subprocess.run(command(tmp_path, s.url), cwd=ROOT, check=True, timeout=200)
+            assert len(s.requests) - asked == 72 - len(kept)
+        assert len({row["example_id"] for row in answers(tmp_path)}) == 72
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)

@@ -1,0 +1,94 @@
+"""`distillery submit` on a real Ray head: the log is followed, the exit code comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cluster.errors import ConfigError
+from jobs.config import load_run_config
+from jobs.submit import _paths, is_loopback
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_relative_paths_are_refused_for_a_cluster_elsewhere():
+    config = load_run_config(["jobs/runs/smoke.toml"])
+    assert is_loopback("http://127.0.0.1:8265")
+    assert not is_loopback("http://ray-head.example:8265")
+    with pytest.raises(ConfigError, match="would lie in the job's temporary folder"):
+        _paths(config, loopback=False)
+    assert str(Path("runs").absolute()) in _paths(config, loopback=True)
+
+
+@pytest.fixture
+def head():
+    """A Ray head in its own folder and on its own ports, stopped by its process ids."""
+    folder = tempfile.mkdtemp(prefix="dsh-", dir="/tmp")
+    dashboard, gcs = free_port(), free_port()
+    ray = Path(sys.executable).with_name("ray")
+    process = subprocess.Popen(
+        [str(ray), "start", "--head", "--block", f"--port={gcs}", "--num-cpus=4",
+         f"--dashboard-port={dashboard}", "--include-dashboard=true", f"--temp-dir={folder}",
+         "--object-store-memory=200000000", "--disable-usage-stats",
+         f"--dashboard-agent-listen-port={free_port()}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{dashboard}"
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "the dashboard does not answer"
+            try:
+                if httpx.get(f"{url}/api/version", timeout=2).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                time.sleep(1)
+        yield url
+    finally:
+        session = os.getsid(process.pid)
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        left = subprocess.run(["pgrep", "-s", str(session)], capture_output=True, text=True)
+        for child in left.stdout.split():
+            os.kill(int(child), signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_a_submitted_run_writes_where_it_was_told_and_returns_its_exit_code(head, tmp_path):
+    flags = ["--run.root", str(tmp_path / "runs"), "--registry.uri", str(tmp_path / "registry")]
+    base = [sys.executable, "-m", "jobs.cli", "submit", "jobs/runs/smoke.toml", "--address", head]
+    good = subprocess.run(
+        [*base, "--until", "curate", *flags], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert "✓ generate" in good.stdout
+    assert "✓ curate" in good.stdout
+    assert (tmp_path / "runs/latest/curated/train.parquet").is_file()
+    bad = subprocess.run(
+        [*base, "--until", "train", *flags, "--student.model", "./no-such-model"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert bad.returncode == 2, bad.stdout + bad.stderr
+    assert "there is no no-such-model/config.json" in bad.stdout + bad.stderr
