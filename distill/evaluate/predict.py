@@ -61,7 +61,7 @@ def predict(
         .options(runtime_env={"env_vars": plan.environment()}, **needs)
         .remote(plan)
     )
-    adapters = {"base": None}
+    adapters: dict[str, str | None] = {"base": None}
     if adapter is not None:
         adapters["student"] = str(Path(adapter).absolute())
     sent = [{"example_id": row["example_id"], "messages": row["messages"]} for row in prompts]

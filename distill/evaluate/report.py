@@ -1,0 +1,185 @@
+"""`evaluation.md` and `report.html`: what the run folder knows, for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.storage import Store
+from distill.evaluate.charts import Axis, Line, cumulative, line_chart
+from distill.records import by_id
+
+MARKDOWN_FILE = "evaluation.md"
+REPORT_FILE = "report.html"
+TEMPLATE = "report.html.j2"
+NONE = "–"
+
+COLUMNS = {
+    "schema_valid": "schema-valid",
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "latency_p50_s": "P50",
+    "latency_p90_s": "P90",
+    "latency_p99_s": "P99",
+    "usd_per_1k": "$ per 1,000",
+}
+
+Row = dict[str, Any]
+
+
+def write_markdown(run: Store, evaluation: Row) -> None:
+    """Write `evaluation.md`: the model table with intervals, and the notes."""
+    lines = [
+        f"# Evaluation on {evaluation['num_prompts']} held-out prompts",
+        "",
+        "| model | " + " | ".join(COLUMNS.values()) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
+    for name, figures in evaluation["models"].items():
+        cells = [" ".join(figure(figures, column)).strip() for column in COLUMNS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    ratio = figure(evaluation, "transfer_ratio")
+    lines += ["", f"Transfer ratio (student ÷ teacher): {' '.join(ratio).strip()}", ""]
+    lines += ["Brackets hold 95% bootstrap intervals.", ""]
+    lines += [f"- {note}" for note in evaluation["notes"]]
+    run.write_bytes(MARKDOWN_FILE, ("\n".join(lines) + "\n").encode())
+
+
+def write_report(run: Store, *, prompts: dict[str, Row] | None = None) -> None:
+    """Write `report.html` from what lies in the run folder; parts that are missing are left out.
+
+    Call it again when more is known (the gates). `prompts` by example_id; `None` reads
+    `prompts/test.parquet`.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    evaluation = run.read_json("evaluation.json")
+    predictions = {
+        name: run.read_rows(f"predictions/{name}.parquet") for name in evaluation["models"]
+    }
+    known = prompts if prompts is not None else by_id(run.read_rows("prompts/test.parquet"))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"figure": figure, "share": share}
+    page = environment.get_template(TEMPLATE).render(
+        evaluation=evaluation,
+        columns=COLUMNS,
+        strata=_strata(evaluation),
+        latency_chart=Markup(_latency_chart(predictions)),
+        training_chart=Markup(_training_chart(run)),
+        yields=run.read_json("yield.json") if run.exists("yield.json") else {},
+        gates=run.read_json("gates.json") if run.exists("gates.json") else None,
+        lost=lost_examples(predictions, known),
+    )
+    run.write_bytes(REPORT_FILE, page.encode())
+
+
+def lost_examples(predictions: dict[str, list[Row]], prompts: dict[str, Row]) -> list[Row]:
+    """Every prompt that the student got wrong: prompt, right label, answers, why, and who knew."""
+    others = {name: by_id(rows) for name, rows in predictions.items() if name != "student"}
+    lost = []
+    for row in predictions.get("student", []):
+        if row["correct"]:
+            continue
+        key = row["example_id"]
+        prompt = prompts.get(key, {})
+        lost.append(
+            {
+                **row,
+                "messages": prompt.get("messages", []),
+                "reference": prompt.get("reference", ""),
+                "teacher_completion": others.get("teacher", {}).get(key, {}).get("completion", ""),
+                "base_was_right": bool(others.get("base", {}).get(key, {}).get("correct")),
+            }
+        )
+    return lost
+
+
+def figure(figures: Row, name: str) -> tuple[str, str]:
+    """Return a figure and its interval as text, in the unit that its name says."""
+    value, ends = figures.get(name), figures.get(f"{name}_ci95")
+    if value is None:
+        return NONE, ""
+    text = _format(name, value)
+    if not ends:
+        return text, ""
+    return text, f"[{_format(name, ends[0])}, {_format(name, ends[1])}]"
+
+
+def share(value: float | None) -> str:
+    """Return a share as per cent."""
+    return NONE if value is None else f"{100 * value:.1f}%"
+
+
+def _format(name: str, value: float) -> str:
+    if name.endswith("_s"):
+        return _seconds(value)
+    if name.startswith("usd"):
+        return f"${value:.4f}" if value < 0.1 else f"${value:,.2f}"
+    if name == "transfer_ratio":
+        return f"{value:.3f}"
+    return share(value)
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.2f} s"
+
+
+def _strata(evaluation: Row) -> list[Row]:
+    models = evaluation["models"]
+    names = sorted({name for figures in models.values() for name in figures["by_stratum"]})
+    return [
+        {
+            "name": name,
+            "models": {
+                model: figures["by_stratum"][name]
+                for model, figures in models.items()
+                if name in figures["by_stratum"]
+            },
+        }
+        for name in names
+    ]
+
+
+def _latency_chart(predictions: dict[str, list[Row]]) -> str:
+    lines = [
+        Line(name, name, cumulative([r["latency_s"] for r in rows if r["latency_s"]]))
+        for name, rows in predictions.items()
+    ]
+    return line_chart(
+        lines,
+        x=Axis("latency, seconds (logarithmic)", log=True),
+        y=Axis("share of prompts"),
+        title="Share of held-out prompts answered within a latency",
+    )
+
+
+def _training_chart(run: Store) -> str:
+    if not run.exists("curves.jsonl"):
+        return ""
+    rows = [json.loads(line) for line in run.read_bytes("curves.jsonl").splitlines() if line]
+    lines = [
+        Line("training loss", "base", _curve(rows, "loss")),
+        Line("validation loss", "student", _curve(rows, "validation_loss"), dots=True),
+    ]
+    return line_chart(
+        lines,
+        x=Axis("optimiser step"),
+        y=Axis("loss, nats a token (logarithmic)", log=True),
+        title="Training and validation loss by optimiser step",
+    )
+
+
+def _curve(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
+    # A resumed run repeats the steps since its checkpoint; the later ones count.
+    by_step = {row["step"]: row[name] for row in rows if row.get(name) is not None}
+    return [(step, value) for step, value in sorted(by_step.items()) if math.isfinite(value)]
