@@ -105,14 +105,16 @@ def lost_examples(predictions: dict[str, list[Row]], prompts: dict[str, Row]) ->
 
 
 def figure(figures: Row, name: str) -> tuple[str, str]:
-    """Return a figure and its interval as text, in the unit that its name says."""
+    """Return a figure with its unit, and its interval in the same unit, as text."""
     value, ends = figures.get(name), figures.get(f"{name}_ci95")
     if value is None:
         return NONE, ""
-    text = _format(name, value)
+    scale, digits, before, after = _unit(name, value)
+    text = f"{before}{value * scale:,.{digits}f}{after}"
     if not ends:
         return text, ""
-    return text, f"[{_format(name, ends[0])}, {_format(name, ends[1])}]"
+    low, high = (f"{end * scale:,.{digits}f}" for end in ends)
+    return text, f"[{low}, {high}]"
 
 
 def share(value: float | None) -> str:
@@ -120,18 +122,13 @@ def share(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.1f}%"
 
 
-def _format(name: str, value: float) -> str:
+def _unit(name: str, value: float) -> tuple[float, int, str, str]:
+    """Factor, decimals, and what stands before and after the number."""
     if name.endswith("_s"):
-        return _seconds(value)
+        return (1.0, 2, "", " s") if value >= 1 else (1000.0, 0 if value >= 0.1 else 2, "", " ms")
     if name.startswith("usd"):
-        return f"${value:.4f}" if value < 0.1 else f"${value:,.2f}"
-    if name == "transfer_ratio":
-        return f"{value:.3f}"
-    return share(value)
-
-
-def _seconds(value: float) -> str:
-    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.2f} s"
+        return 1.0, 4 if 0 < value < 0.1 else 2, "$", ""
+    return (1.0, 3, "", "") if name == "transfer_ratio" else (100.0, 1, "", "%")
 
 
 def _strata(evaluation: Row) -> list[Row]:

@@ -107,7 +107,7 @@ def test_evaluation_json_holds_every_figure_with_its_interval(tmp_path: Path) ->
     assert teacher["usd_per_1k"] == pytest.approx((100 * 3 + 20 * 15) / 1e6 * 1000)
     assert student["by_stratum"]["short"]["accuracy"] == pytest.approx(0.8)
     assert [r["model"] for r in store.read_rows("predictions/student.parquet")] == ["student"] * 20
-    assert "| student | 100.0% [100.0%, 100.0%] | 90.0% [" in (
+    assert "| student | 100.0% [100.0, 100.0] | 90.0% [" in (
         (tmp_path / "evaluation.md").read_text()
     )
 
