@@ -14,6 +14,8 @@ from functools import lru_cache
 
 import torch
 
+from serve.cpu_lora import kernel
+
 MAX_SUBSETS = 2
 """Packs of a layer kept for batches that use only a few of its adapters."""
 
@@ -65,6 +67,8 @@ class LayerAdapters:
         self.broken: frozenset[int] = frozenset()
         """Slots with NaN or infinite weights. They are left out of products that other rows
         take part in, for 0 × NaN of one adapter would spoil all rows of the batch."""
+        self._kernel_layer: kernel.Layer | None = None
+        self._b_transposed: list[torch.Tensor] = []
         self._packs: OrderedDict[tuple[tuple[int, ...], torch.dtype], Pack] = OrderedDict()
 
     def refresh(self) -> None:
@@ -82,6 +86,7 @@ class LayerAdapters:
                 return
         self._versions = versions
         self._packs.clear()
+        self._kernel_layer = None
         self._ranks = [true_ranks(a.flatten(1, 2)) for a in self.a]
         self._widths = [sum(ranks) for ranks in zip(*self._ranks, strict=True)]
         finite_S = torch.stack([t.isfinite().flatten(1).all(dim=1) for t in tensors]).all(dim=0)
@@ -93,6 +98,20 @@ class LayerAdapters:
     def rank(self, slice_index: int, slot: int) -> int:
         """True rank of the adapter in `slot` for one slice; 0 if it leaves the slice alone."""
         return self._ranks[slice_index][slot]
+
+    def kernel_layer(self) -> kernel.Layer:
+        """Return this layer as the compiled operator takes it: A as vLLM keeps it, B transposed."""
+        if self._kernel_layer is None:
+            num_slots, _, max_rank, num_in = self.a[0].shape
+            self._b_transposed = [b[:, 0].transpose(1, 2).contiguous() for b in self.b]
+            self._kernel_layer = kernel.layer(
+                self.a,
+                self._b_transposed,
+                widths=[b.shape[2] for b in self.b],
+                ranks=self._ranks,
+                shape=(num_slots, max_rank, num_in),
+            )
+        return self._kernel_layer
 
     def pack(self, slots: tuple[int, ...], *, out_dtype: torch.dtype) -> Pack | None:
         """Return the pack to use for a batch with `slots`; nothing if none touches this layer.

@@ -1,9 +1,10 @@
-"""The Punica wrapper for CPU: dense products over all adapters, or one adapter's rows directly.
+"""The Punica wrapper for CPU: short runs by a compiled operator, long ones by two products each.
 
 Shapes: T rows of the batch, H inputs, O outputs of a slice, R rank, K columns of all adapters.
-For a mixture of adapters, `h = x A^T` is one product over all K columns, columns of other adapters
-are set to zero, and `y += h B` is one product a slice; the wasted products are cheaper than a
-gather of `[T, R, H]` weights. Long runs of one adapter (prefill) take that adapter's matrices.
+At decode, rows of many adapters alternate: the operator of kernel.cpp reads each adapter once and
+touches only its rows. Where it cannot be built, `h = x A^T` is one product over the columns of all
+adapters, columns of others are zeroed, and `y += h B` is one product a slice. Long runs of one
+adapter (prefill) are that adapter's two products. Nothing gathers `[T, R, H]` weights.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import torch
 from torch.nn.functional import linear
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
+from serve.cpu_lora import kernel
 from serve.cpu_lora.packing import LayerAdapters, Pack
-from serve.cpu_lora.routing import LONG_RUN_ROWS, Routing, Run, Span
+from serve.cpu_lora.routing import Routing, Run, Span
 
 if TYPE_CHECKING:
     from vllm.lora.layers import LoRAMapping
@@ -26,8 +28,7 @@ Tensors = tuple[torch.Tensor, ...]
 class DensePunicaWrapper(PunicaWrapperCPU):
     """Drop-in for vLLM's PunicaWrapperCPU; a row with slot -1 gets no adapter.
 
-    Results go into `y` in place, as vLLM's layers expect on CPU. The shrunk `h` has the dtype of
-    the input; products accumulate in float32.
+    Results go into `y` in place, as vLLM's layers expect on CPU. Products accumulate in float32.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class DensePunicaWrapper(PunicaWrapperCPU):
     ) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
         self._layers: dict[int, LayerAdapters] = {}
+        self._kernel = kernel.load()
+        self._scratch = torch.empty(0)
         self._token_routing: Routing | None = None
         self._sampler_routing: Routing | None = None
 
@@ -179,9 +182,14 @@ class DensePunicaWrapper(PunicaWrapperCPU):
         # this metadata does not describe.
         assert x.shape[0] >= routing.num_rows, (x.shape, routing.num_rows)
         beta = int(add_inputs)
+        compiled = self._kernel is not None and add_inputs and _one_dtype(self._kernel, y, x, layer)
+        if compiled and len(routing.tile_slots):
+            self._add_tiles(y, x, layer, routing, scale)
         for span in routing.spans:
-            if span.uniform and len(span) >= LONG_RUN_ROWS:
+            if span.long:
                 _add_run(y, x, layer, span.runs[0], scale, widths, beta)
+            elif compiled:
+                continue
             elif not layer.broken.isdisjoint(span.slots):
                 for run in span.runs:
                     _add_run(y, x, layer, run, scale, widths, beta)
@@ -189,6 +197,29 @@ class DensePunicaWrapper(PunicaWrapperCPU):
                 pack = layer.pack(span.slots, out_dtype=y.dtype)
                 if pack is not None:
                     _add_span(y, x, pack, span, routing, scale, widths, beta)
+
+    def _add_tiles(
+        self, y: torch.Tensor, x: torch.Tensor, layer: LayerAdapters, routing: Routing, scale: float
+    ) -> None:
+        assert self._kernel is not None
+        described = layer.kernel_layer()
+        per_row = described.num_slices * described.max_rank
+        if self._scratch.numel() < routing.tile_rows.numel() * per_row:
+            self._scratch = torch.empty(routing.tile_rows.numel() * per_row)
+        batch = kernel.Batch(
+            routing.tile_slots.data_ptr(),
+            routing.tile_rows.data_ptr(),
+            self._scratch.data_ptr(),
+            routing.tile_slots.shape[0],
+        )
+        self._kernel.add(y, x, described, batch, scale=scale)
+
+
+def _one_dtype(
+    operator: kernel.Kernel, y: torch.Tensor, x: torch.Tensor, layer: LayerAdapters
+) -> bool:
+    dtypes = {y.dtype, x.dtype, layer.a[0].dtype, layer.b[0].dtype}
+    return len(dtypes) == 1 and operator.supports(y.dtype) and x.stride(1) == y.stride(1) == 1
 
 
 def _add_run(

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from serve.cpu_lora.packing import Columns
 
 NO_ADAPTER = -1
+ROWS_PER_TILE = 4
+"""`ROWS` of kernel.cpp."""
 LONG_RUN_ROWS = 128
 """From here on a run of one adapter's rows is multiplied on its own: at this length the work on
 the other adapters' columns costs more than further calls (measured, docs/log-lora.md)."""
@@ -40,6 +42,11 @@ class Span:
         """Whether every row of the span uses the same adapter."""
         return len(self.runs) == 1 and len(self) == self.runs[0].stop - self.runs[0].start
 
+    @property
+    def long(self) -> bool:
+        """Whether this is one run long enough to be multiplied on its own."""
+        return self.uniform and len(self) >= LONG_RUN_ROWS
+
     def __len__(self) -> int:
         return self.stop - self.start
 
@@ -55,7 +62,7 @@ def find_runs(slots: Sequence[int]) -> list[Run]:
     return runs
 
 
-def find_spans(runs: Sequence[Run], *, long_rows: int = LONG_RUN_ROWS) -> tuple[Span, ...]:
+def find_spans(runs: Sequence[Run]) -> tuple[Span, ...]:
     """Group the runs: a long one stands alone, short neighbours are taken together.
 
     A long base-only run is left out, a short one between adapters stays inside its span and is
@@ -74,7 +81,7 @@ def find_spans(runs: Sequence[Run], *, long_rows: int = LONG_RUN_ROWS) -> tuple[
             spans.append(Span(used[0].start, used[-1].stop, slots, used))
 
     for run in runs:
-        if run.stop - run.start < long_rows:
+        if run.stop - run.start < LONG_RUN_ROWS:
             open_runs.append(run)
             continue
         close()
@@ -84,6 +91,23 @@ def find_spans(runs: Sequence[Run], *, long_rows: int = LONG_RUN_ROWS) -> tuple[
     return tuple(spans)
 
 
+def find_tiles(spans: Sequence[Span]) -> tuple[list[int], list[list[int]]]:
+    """Put the rows of short runs into tiles of one adapter: slots and padded rows of the tiles."""
+    rows_of: dict[int, list[int]] = {}
+    for span in spans:
+        if not span.long:
+            for run in span.runs:
+                rows_of.setdefault(run.slot, []).extend(range(run.start, run.stop))
+    slots: list[int] = []
+    tiles: list[list[int]] = []
+    for slot, rows in sorted(rows_of.items()):
+        for first in range(0, len(rows), ROWS_PER_TILE):
+            tile = rows[first : first + ROWS_PER_TILE]
+            slots.append(slot)
+            tiles.append(tile + [NO_ADAPTER] * (ROWS_PER_TILE - len(tile)))
+    return slots, tiles
+
+
 @dataclass
 class Routing:
     """The spans of one batch and the masks that layers of equal column layout share."""
@@ -91,12 +115,25 @@ class Routing:
     row_slots: torch.Tensor
     """Slot of each row, int64 [rows], -1 for base-only rows."""
     spans: tuple[Span, ...]
+    tile_slots: torch.Tensor
+    """Slot of each tile of short-run rows, int32 [tiles]; rows of one adapter from anywhere."""
+    tile_rows: torch.Tensor
+    """Rows of each tile, int32 [tiles, ROWS_PER_TILE], -1 where a tile is not full."""
     masks: dict[tuple[int, Columns], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row_slots: torch.Tensor) -> Routing:
         """Work out the spans of `row_slots`, int64 [rows]."""
-        return cls(row_slots, find_spans(find_runs(row_slots.tolist())))
+        import torch
+
+        spans = find_spans(find_runs(row_slots.tolist()))
+        slots, rows = find_tiles(spans)
+        return cls(
+            row_slots,
+            spans,
+            torch.tensor(slots, dtype=torch.int32),
+            torch.tensor(rows, dtype=torch.int32),
+        )
 
     @property
     def num_rows(self) -> int:

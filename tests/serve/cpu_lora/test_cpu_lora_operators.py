@@ -22,10 +22,13 @@ def mapping_of(slots: list[int]):
     return LoRAMapping(ids, ids, is_prefill=True)
 
 
-def make_wrapper(slots: list[int], num_slots: int):
+def make_wrapper(slots: list[int], num_slots: int, *, compiled: bool = True):
     from serve.cpu_lora.punica import DensePunicaWrapper
 
     wrapper = DensePunicaWrapper(4096, max_batches=256, device="cpu")
+    assert wrapper._kernel is not None, "the machine that tests has a C++ compiler"
+    if not compiled:
+        wrapper._kernel = None
     wrapper.update_metadata(mapping_of(slots), list(range(1, num_slots + 1)), num_slots + 1, 100)
     return wrapper
 
@@ -84,8 +87,8 @@ def batches(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(batches(), st.sampled_from([1.0, 0.5]))
-def test_any_mixture_equals_row_by_row(batch, scale):
+@given(batches(), st.sampled_from([1.0, 0.5]), st.booleans())
+def test_any_mixture_equals_row_by_row(batch, scale, compiled):
     dtype, widths, slots = batch["dtype"], batch["widths"], batch["slots"]
     a, b = stacked(batch["ranks"], max_rank=8, num_in=batch["num_in"], widths=widths, dtype=dtype)
     rows = len(slots) + batch["padding"]
@@ -94,7 +97,8 @@ def test_any_mixture_equals_row_by_row(batch, scale):
     untouched = [row for row in range(rows) if row >= len(slots) or slots[row] < 0]
     before = y[untouched].clone()
 
-    make_wrapper(slots, len(batch["ranks"])).add_lora_linear(y, x, a, b, scale, widths)
+    wrapper = make_wrapper(slots, len(batch["ranks"]), compiled=compiled)
+    wrapper.add_lora_linear(y, x, a, b, scale, widths)
 
     assert_near(y, want, dtype)
     assert torch.equal(y[untouched], before), "base-only rows must keep every bit"
@@ -140,10 +144,11 @@ def test_embedding_and_logits(batch):
     assert_near(out, want, dtype)
 
 
-def test_a_slot_that_is_written_again_answers_with_its_new_adapter():
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_slot_that_is_written_again_answers_with_its_new_adapter(compiled: bool):
     a, b = stacked([4, 4], max_rank=4, num_in=16, widths=(8,), dtype=torch.float32)
     slots = [0, 1, -1, 0]
-    wrapper = make_wrapper(slots, 2)
+    wrapper = make_wrapper(slots, 2, compiled=compiled)
     x = torch.randn(4, 16)
     wrapper.add_lora_linear(torch.zeros(4, 8), x, a, b, 1.0, (8,))
     # What vLLM does when another adapter takes the slot: zero it, then copy into a view.
@@ -156,14 +161,15 @@ def test_a_slot_that_is_written_again_answers_with_its_new_adapter():
     assert_near(y, row_by_row(torch.zeros(4, 8), x, a, b, slots, (8,)), torch.float32)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_a_broken_adapter_spoils_only_its_own_rows(broken: float):
+def test_a_broken_adapter_spoils_only_its_own_rows(broken: float, compiled: bool):
     a, b = stacked([4, 4], max_rank=4, num_in=16, widths=(8,), dtype=torch.float32)
     a[0][0, 0, 1, 3] = broken
     b[0][0, 0, 1, 3] = broken
     slots = [1, 0, -1, 1]
     x, y = torch.randn(4, 16), torch.zeros(4, 8)
-    make_wrapper(slots, 2).add_lora_linear(y, x, a, b, 1.0, (8,))
+    make_wrapper(slots, 2, compiled=compiled).add_lora_linear(y, x, a, b, 1.0, (8,))
     want = row_by_row(torch.zeros(4, 8), x, a, b, slots, (8,))
     others = [0, 2, 3]
     assert not y[1].isfinite().all()
