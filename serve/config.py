@@ -32,12 +32,16 @@ class ServeConfig(StrictModel):
     """Largest rank the replicas accept; a student above it is refused before it is trained."""
     kv_cache_gb: int = Field(default=1, ge=1)
     """KV cache on CPU, GiB."""
+    cpu_threads: int = Field(default=0, ge=0)
+    """Threads of a replica that runs on CPU; 0 takes every core of the machine that deploys."""
     max_ongoing_requests: int = Field(default=64, ge=1)
     """Requests a replica works on at once; more wait in Ray Serve's queue."""
     max_queued_requests: int = Field(default=256, ge=1)
     """Requests that may wait for a replica; beyond that the gateway answers 503."""
     request_timeout_s: float = Field(default=120.0, gt=0)
     """Deadline of one request."""
+    max_body_mb: int = Field(default=8, ge=1)
+    """Largest request body, MiB; beyond that the gateway answers 413."""
     alias_poll_s: float = Field(default=0.5, gt=0)
     """How often the gateway looks whether an alias moved in the registry."""
     engine: dict[str, Any] = Field(default_factory=dict)

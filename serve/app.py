@@ -1,0 +1,273 @@
+"""Build, deploy and stop the serving application: model replicas behind the gateway."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import PrerequisiteError, StageError
+from cluster.models import model_location, model_name
+from cluster.storage import Store
+from serve.config import ServeConfig
+
+REPLICA_DEPLOYMENT = "replica"
+GATEWAY_DEPLOYMENT = "gateway"
+REPLICA_CPUS = 2
+"""Logical CPUs of a replica on CPU: one for Serve's actor, one for its engine."""
+
+
+def base_name(config: ServeConfig, base_model: str) -> str:
+    """Return the name under which clients ask for the bare base model."""
+    return config.base_model_name or model_name(base_model)
+
+
+def engine_config(config: ServeConfig, *, base_model: str, accelerator: str | None) -> Any:
+    """Return Ray Serve LLM's LLMConfig of one replica."""
+    from ray.serve.llm import LLMConfig
+
+    from serve.cpu_engine import environment
+
+    # vLLM's own CPU operators answer base-model rows wrongly once every slot is filled, so on CPU
+    # one slot more than residents stays empty. It costs memory of one adapter.
+    spare_slots = 0 if accelerator else 1
+    slots = config.max_loras + spare_slots
+    engine: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "max_model_len": config.max_model_len,
+        "enable_lora": True,
+        "max_loras": slots,
+        "max_cpu_loras": max(slots, config.max_cpu_loras),
+        "max_lora_rank": config.max_lora_rank,
+        "disable_log_stats": False,
+    }
+    hardware: dict[str, Any]
+    if accelerator is None:
+        engine["enforce_eager"] = True
+        # Given in bytes, vLLM does not ask for a share of the whole machine's memory.
+        engine["kv_cache_memory_bytes"] = config.kv_cache_gb << 30
+        hardware = {
+            "accelerator_config": {"kind": "cpu"},
+            "runtime_env": {
+                "env_vars": environment(
+                    kv_cache_gb=config.kv_cache_gb, num_threads=config.cpu_threads or num_cores()
+                )
+            },
+        }
+    else:
+        hardware = {"accelerator_type": accelerator}
+    return LLMConfig(
+        model_loading_config={
+            "model_id": base_name(config, base_model),
+            "model_source": base_model,
+        },
+        engine_kwargs=engine | config.engine,
+        deployment_config={
+            "name": REPLICA_DEPLOYMENT,
+            "num_replicas": config.replicas,
+            "max_ongoing_requests": config.max_ongoing_requests,
+            "max_queued_requests": config.max_queued_requests,
+        },
+        **hardware,
+    )
+
+
+def max_resident(config: ServeConfig, accelerator: str | None) -> int:
+    """Return how many adapters a replica holds: its slots on CPU, its host memory on a GPU."""
+    return config.max_loras if accelerator is None else max(config.max_loras, config.max_cpu_loras)
+
+
+def build_app(
+    config: ServeConfig, *, base_model: str, registry_uri: str, accelerator: str | None
+) -> Any:
+    """Return the `ray.serve` Application: gateway and replicas, bound together.
+
+    `base_model` is a model folder that every node sees, or a hub name; `registry_uri` likewise.
+    """
+    from ray import serve as ray_serve
+    from ray.serve.llm import build_llm_deployment
+
+    from serve.gateway import Gateway
+    from serve.replica import ModelReplica
+
+    location = model_location(base_model)
+    registry = _absolute(registry_uri)
+    replicas = build_llm_deployment(
+        engine_config(config, base_model=location, accelerator=accelerator),
+        name_prefix="",
+        deployment_cls=ModelReplica,
+        bind_kwargs={
+            "registry_uri": registry,
+            "base_model": location,
+            "on_cpu": accelerator is None,
+            "max_rank": config.max_lora_rank,
+            "max_resident": max_resident(config, accelerator),
+            "cache": str(Path(tempfile.gettempdir()) / f"distillery-adapters-{os.getuid()}"),
+        },
+    )
+    gateway = ray_serve.deployment(
+        Gateway,
+        name=GATEWAY_DEPLOYMENT,
+        # It never waits for a CPU of its own: replicas' queues are what limits.
+        max_ongoing_requests=100_000,
+        ray_actor_options={"num_cpus": 0 if accelerator is None else 1},
+    )
+    logged = config.model_copy(
+        update={"request_log": _absolute(config.request_log) if config.request_log else ""}
+    )
+    return gateway.bind(
+        replicas,
+        config=logged,
+        base_name=base_name(config, base_model),
+        registry_uri=registry,
+    )
+
+
+def deploy(
+    config: ServeConfig, *, base_model: str, registry_uri: str, accelerator: str | None
+) -> str:
+    """Serve on the connected Ray; returns the base URL once replicas are warm and routes live.
+
+    PrerequisiteError before anything loads: no Ray, a missing model folder, a taken port, too few
+    CPUs. StageError with the engine's last words when it fails or takes `startup_timeout_s`.
+    """
+    import ray
+    from ray import serve as ray_serve
+
+    if not ray.is_initialized():
+        raise PrerequisiteError("Ray is not connected. Call ray.init() or ray start first.")
+    model_location(base_model)
+    _check_port(config)
+    _check_cpus(config, accelerator)
+    deadline = time.monotonic() + config.startup_timeout_s
+    ray_serve.start(
+        proxy_location="HeadOnly" if _is_loopback(config.host) else "EveryNode",
+        http_options={"host": config.host, "port": config.port},
+    )
+    app = build_app(
+        config, base_model=base_model, registry_uri=registry_uri, accelerator=accelerator
+    )
+    target = ray_serve.RunTarget(
+        target=app,
+        name=config.app_name,
+        route_prefix="/",
+        # One line a request costs more than the gateway's own work, and says less than metrics.
+        logging_config={"enable_access_log": False},
+    )
+    ray_serve.run_many([target], wait_for_applications_running=False)
+    try:
+        _wait_until_running(config, deadline=deadline)
+    except StageError:
+        shutdown(config.app_name)
+        raise
+    return base_url(config)
+
+
+def base_url(config: ServeConfig) -> str:
+    """Return where clients on this machine find the gateway; OpenAI's base is `/v1` below it."""
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    return f"http://{host}:{config.port}"
+
+
+def shutdown(app_name: str) -> None:
+    """Stop the application; the last one takes Ray Serve, and with it the port, along."""
+    from ray import serve as ray_serve
+
+    applications = ray_serve.status().applications
+    if app_name in applications:
+        ray_serve.delete(app_name)
+    if not set(applications) - {app_name}:
+        ray_serve.shutdown()
+
+
+def _wait_until_running(config: ServeConfig, *, deadline: float) -> None:
+    from ray import serve as ray_serve
+
+    while True:
+        status = ray_serve.status().applications.get(config.app_name)
+        state = str(getattr(status, "status", "NOT_STARTED"))
+        if state.endswith("RUNNING"):
+            break
+        if state.endswith(("DEPLOY_FAILED", "UNHEALTHY")):
+            raise StageError(f"serving failed to start: {_last_words(status)}")
+        if time.monotonic() > deadline:
+            raise StageError(
+                f"serving was not up within serve.startup_timeout_s = {config.startup_timeout_s:g}"
+                f" s: {_last_words(status)}. Raise the limit, or look into the replica's log."
+            )
+        time.sleep(0.25)
+    gateway = ray_serve.get_app_handle(config.app_name)
+    while not gateway.is_ready.remote().result(timeout_s=30):
+        if time.monotonic() > deadline:
+            raise StageError(
+                "the replicas are up, but the registry's aliases were not loaded within "
+                f"serve.startup_timeout_s = {config.startup_timeout_s:g} s."
+            )
+        time.sleep(0.1)
+
+
+def _last_words(status: Any, *, max_lines: int = 4) -> str:
+    """Return the end of what Serve or the engine said: the cause stands at the bottom."""
+    if status is None:
+        return "Ray Serve does not know the application"
+    messages = [d.message for d in status.deployments.values() if d.message] or [status.message]
+    lines = [line.strip() for message in messages for line in message.splitlines()]
+    return " | ".join([line for line in lines if line][-max_lines:]) or "no message"
+
+
+def _check_port(config: ServeConfig) -> None:
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        running = client.http_config
+        if (running.host, running.port) != (config.host, config.port):
+            raise PrerequisiteError(
+                f"Ray Serve already runs on this cluster at {running.host}:{running.port}; it has "
+                f"one address. Set serve.host and serve.port to it, or shut Serve down first "
+                f"(asked for {config.host}:{config.port})."
+            )
+        return
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise PrerequisiteError(
+                f"serve.port {config.port} on {config.host} cannot be used "
+                f"({error.strerror}). Stop what listens there or set another serve.port."
+            ) from None
+
+
+def _check_cpus(config: ServeConfig, accelerator: str | None) -> None:
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    # On several nodes, or with an autoscaler, what is missing now may still come.
+    if accelerator is not None or len(nodes) != 1:
+        return
+    available = ray.available_resources().get("CPU", 0)
+    needed = config.replicas * REPLICA_CPUS
+    if available < needed:
+        raise PrerequisiteError(
+            f"{config.replicas} replica(s) need {needed} of Ray's logical CPUs, {available:g} are "
+            "free: serving would wait for ever. Raise cluster.logical_cpus or lower serve.replicas."
+        )
+
+
+def num_cores() -> int:
+    """Return the cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+def _absolute(uri: str) -> str:
+    store = Store(uri)
+    return store.root if store.is_local else uri

@@ -1,0 +1,355 @@
+"""The OpenAI-compatible gateway: names in, immutable versions out, errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from ray import serve as ray_serve
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+
+from cluster.example import example_id
+from cluster.registry import Registry
+from serve.broadcast import call_every_replica
+from serve.config import ServeConfig
+from serve.errors import (
+    ApiError,
+    error_body,
+    internal,
+    not_ready,
+    overloaded,
+    timed_out,
+    unknown_model,
+)
+from serve.metrics import GatewayMetrics, Labels, labels_of
+from serve.observe import Usage
+from serve.request_log import RequestLog
+from serve.requests import ApiRequest, parse_body, prompt_messages, request_id_of
+from serve.routes import RouteTable, Target
+from serve.watcher import RegistryWatcher
+
+log = logging.getLogger("ray.serve")
+
+MODEL_HEADER = "x-distillery-model"
+REQUEST_ID_HEADER = "x-request-id"
+MAX_ATTEMPTS = 3
+CLIENT_CLOSED = 499
+
+api = FastAPI(title="Distillery", docs_url=None, redoc_url=None)
+
+
+@api.exception_handler(HTTPException)
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    """Unknown paths and methods, in the shape of the rest."""
+    message = f"{request.method} {request.url.path[:128]}: {error.detail}."
+    body = error_body(message, kind="invalid_request_error", code=None)
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+@api.exception_handler(Exception)
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    request_id = request_id_of(request.headers.get(REQUEST_ID_HEADER))
+    log.exception("request %s failed", request_id, exc_info=error)
+    return JSONResponse(internal(request_id).body, status_code=500)
+
+
+class _Call:
+    """One request on its way: what is counted and logged about it."""
+
+    __slots__ = ("labels", "request", "request_id", "route", "started", "target")
+
+    def __init__(self, route: str, request_id: str):
+        self.route = route
+        self.request_id = request_id
+        self.started = time.perf_counter()
+        self.request: ApiRequest | None = None
+        self.target: Target | None = None
+        self.labels: Labels = labels_of(None, route)
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.started
+
+    @property
+    def headers(self) -> dict[str, str]:
+        served = {MODEL_HEADER: self.target.served_name} if self.target else {}
+        return served | {REQUEST_ID_HEADER: self.request_id}
+
+
+@ray_serve.ingress(api)
+class Gateway:
+    """Resolves names, calls a replica, counts and logs. Holds no model."""
+
+    # Serve awaits it in the event loop that requests run in, so the watcher shares their loop.
+    async def __init__(  # type: ignore[misc]
+        self, replicas: DeploymentHandle, *, config: ServeConfig, base_name: str, registry_uri: str
+    ):
+        self._config = config
+        self._answer = replicas.options(method_name="answer")
+        self._stream = replicas.options(method_name="stream", stream=True)
+        self._created = int(time.time())
+        self._metrics = GatewayMetrics()
+        self._log = (
+            RequestLog(
+                config.request_log,
+                sample=config.request_log_sample,
+                on_drop=self._metrics.log_dropped,
+            )
+            if config.request_log
+            else None
+        )
+        self._table = RouteTable(base_name)
+
+        async def load(model_id: str) -> list[str | None]:
+            return await call_every_replica(replicas, "load_adapter", model_id)
+
+        self._watcher = RegistryWatcher(
+            Registry(registry_uri),
+            table=self._table,
+            load=load,
+            on_load=lambda model_id, seconds, ok: self._metrics.loaded(
+                model_id.partition("@")[0], seconds=seconds, ok=ok
+            ),
+        )
+        self._following = asyncio.create_task(self._watcher.run(poll_s=config.alias_poll_s))
+
+    async def __del__(self) -> None:
+        self._following.cancel()
+        if self._log is not None:
+            await asyncio.to_thread(self._log.close)
+
+    def is_ready(self) -> bool:
+        """Whether every alias was tried on every replica."""
+        return self._watcher.synced
+
+    @api.get("/health")
+    async def health(self) -> Response:
+        """The gateway process lives."""
+        return JSONResponse({"status": "ok"})
+
+    @api.get("/ready")
+    async def ready(self) -> Response:
+        """200 once replicas are warm and aliases are loaded; routes and refusals either way."""
+        ready = self.is_ready()
+        body = {"ready": ready, **self._watcher.status()}
+        return JSONResponse(body, status_code=200 if ready else 503)
+
+    @api.get("/v1/models")
+    async def models(self) -> Response:
+        """The base, aliases and versions that may be asked for."""
+        await self._watcher.refresh()
+        cards = list(self._table.cards(created=self._created))
+        return JSONResponse({"object": "list", "data": cards})
+
+    @api.get("/v1/models/{model:path}")
+    async def model(self, model: str) -> Response:
+        """One of them."""
+        await self._watcher.refresh()
+        for card in self._table.cards(created=self._created):
+            if card["id"] == model:
+                return JSONResponse(card)
+        error = unknown_model(model)
+        return JSONResponse(error.body, status_code=error.status)
+
+    @api.post("/v1/chat/completions")
+    async def chat(self, request: Request) -> Response:
+        """OpenAI's chat completions."""
+        return await self._complete("chat", request)
+
+    @api.post("/v1/completions")
+    async def completions(self, request: Request) -> Response:
+        """OpenAI's text completions."""
+        return await self._complete("completions", request)
+
+    async def _complete(self, route: str, http: Request) -> Response:
+        call = _Call(route, request_id_of(http.headers.get(REQUEST_ID_HEADER)))
+        try:
+            body = await http.body()
+            call.request = parse_body(body, max_bytes=self._config.max_body_mb << 20)
+            call.target = await self._resolve(call.request.model)
+            call.labels = labels_of(call.target, route)
+            if call.request.stream:
+                return await self._begin_stream(call)
+            return await self._answer_whole(call)
+        except ApiError as error:
+            self._failed(call, error)
+            return JSONResponse(
+                error.body, status_code=error.status, headers=call.headers | error.headers
+            )
+        except Exception:
+            log.exception("request %s failed", call.request_id)
+            ours = internal(call.request_id)
+            self._failed(call, ours)
+            return JSONResponse(ours.body, status_code=ours.status, headers=call.headers)
+
+    async def _resolve(self, model: str) -> Target:
+        try:
+            return self._table.resolve(model)
+        except ApiError as error:
+            if error.kind != "unknown_model":
+                raise
+            # Published a moment ago? One look, shared by everyone who asks within it.
+            await self._watcher.refresh()
+            return self._table.resolve(model)
+
+    async def _answer_whole(self, call: _Call) -> Response:
+        assert call.request is not None
+        assert call.target is not None
+        self._metrics.begin(call.labels)
+        try:
+            status, content, usage = await self._first_result(
+                call, lambda: self._answer.remote(*self._arguments(call))
+            )
+        finally:
+            self._metrics.end(call.labels)
+        if status != 200:
+            raise self._replica_error(call, content)
+        self._answered(call, usage=usage, ttft_s=usage.ttft_s)
+        return Response(content, media_type="application/json", headers=call.headers)
+
+    async def _begin_stream(self, call: _Call) -> Response:
+        """Wait for the first event before the status is sent: an error then has its own status."""
+        self._metrics.begin(call.labels)
+        events: Any = None
+        try:
+
+            def start() -> Any:
+                nonlocal events
+                events = self._stream.remote(*self._arguments(call))
+                return events.__anext__()
+
+            first = await self._first_result(call, start)
+            if isinstance(first, tuple):
+                raise self._replica_error(call, first[1])
+        except BaseException:
+            self._metrics.end(call.labels)
+            raise
+        ttft_s = call.elapsed_s
+        return StreamingResponse(
+            self._rest_of_stream(call, first=first, events=events, ttft_s=ttft_s),
+            media_type="text/event-stream",
+            headers=call.headers | {"cache-control": "no-cache"},
+        )
+
+    async def _rest_of_stream(
+        self, call: _Call, *, first: Any, events: Any, ttft_s: float
+    ) -> AsyncIterator[bytes]:
+        usage: Usage | None = None
+        deadline_s = self._config.request_timeout_s
+        try:
+            yield first
+            async with asyncio.timeout(max(0.0, deadline_s - call.elapsed_s)):
+                async for item in events:
+                    if isinstance(item, Usage):
+                        usage = item
+                    else:
+                        yield item
+            self._answered(call, usage=usage or Usage(), ttft_s=ttft_s)
+        except (asyncio.CancelledError, GeneratorExit):
+            self._failed(call, ApiError("client left", status=CLIENT_CLOSED, kind="client_closed"))
+            raise
+        except Exception as error:
+            # The status is sent already: the error can only be an event, and the stream ends.
+            known = self._known_error(error, call)
+            self._failed(call, known)
+            yield b"data: " + json.dumps(known.body).encode() + b"\n\n"
+        finally:
+            self._metrics.end(call.labels)
+            if usage is None:
+                events.cancel()
+
+    def _arguments(self, call: _Call) -> tuple[str, dict[str, Any], str | None, str]:
+        assert call.request is not None
+        assert call.target is not None
+        return call.route, call.request.payload, call.target.model_id, call.request_id
+
+    async def _first_result(self, call: _Call, start: Any) -> Any:
+        """Await a replica's first result, on another replica if one died before it began."""
+        attempt = 0
+        while True:
+            attempt += 1
+            result = start()
+            try:
+                async with asyncio.timeout(self._config.request_timeout_s - call.elapsed_s):
+                    return await result
+            except RayActorError as error:
+                if attempt == MAX_ATTEMPTS:
+                    raise self._known_error(error, call) from error
+                log.warning("request %s: a replica died, asking another", call.request_id)
+            except (TimeoutError, BackPressureError, DeploymentUnavailableError) as error:
+                if hasattr(result, "cancel"):
+                    result.cancel()
+                raise self._known_error(error, call) from None
+            except (RayTaskError, TaskCancelledError) as error:
+                raise self._known_error(error, call) from error
+
+    def _known_error(self, error: Exception, call: _Call) -> ApiError:
+        if isinstance(error, ApiError):
+            return error
+        if isinstance(error, TimeoutError):
+            return timed_out(self._config.request_timeout_s)
+        if isinstance(error, BackPressureError):
+            return overloaded()
+        if isinstance(error, (DeploymentUnavailableError, RayActorError)):
+            return not_ready("No model replica can answer at the moment.")
+        log.error("request %s failed", call.request_id, exc_info=error)
+        return internal(call.request_id)
+
+    def _replica_error(self, call: _Call, fields: dict[str, Any]) -> ApiError:
+        error = ApiError(**fields)
+        if error.kind == "refused_adapter" and call.target and call.target.model_id:
+            # Known from now on: it leaves /v1/models and is not tried for every request.
+            self._table.refused[call.target.model_id] = error.message
+        return error
+
+    def _answered(self, call: _Call, *, usage: Usage, ttft_s: float | None) -> None:
+        latency_s = call.elapsed_s
+        self._metrics.answered(
+            call.labels,
+            latency_s=latency_s,
+            ttft_s=ttft_s,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+        )
+        self._write(call, status=200, latency_s=latency_s, usage=usage, ttft_s=ttft_s)
+
+    def _failed(self, call: _Call, error: ApiError) -> None:
+        self._metrics.failed(call.labels, status=error.status, kind=error.kind)
+        self._write(call, status=error.status, latency_s=call.elapsed_s, usage=Usage(), ttft_s=None)
+
+    def _write(
+        self, call: _Call, *, status: int, latency_s: float, usage: Usage, ttft_s: float | None
+    ) -> None:
+        request = call.request
+        if self._log is None or request is None:
+            return
+        created_at = time.time()
+
+        def row() -> dict[str, Any]:
+            messages = prompt_messages(request.payload)
+            return {
+                "request_id": call.request_id,
+                "example_id": example_id(messages),
+                "model_asked": request.model[:256],
+                "model_answered": call.target.served_name if call.target else "",
+                "route": call.route,
+                "messages": json.dumps(messages, ensure_ascii=False),
+                "completion": usage.text,
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "latency_s": latency_s,
+                "ttft_s": ttft_s,
+                "status": status,
+                "created_at": int(created_at * 1000),
+            }
+
+        self._log.add(row)

@@ -1,0 +1,118 @@
+"""The gateway's metrics, through Ray's metrics agent.
+
+Label values are names from the registry, routes and error kinds: none comes from a client, so no
+client can add a time series.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from cluster import metrics as names
+from serve.routes import Target
+
+Labels = dict[str, str]
+
+
+def labels_of(target: Target | None, route: str) -> Labels:
+    """Return the labels of a request; every model nobody serves is the one adapter `unknown`."""
+    if target is None:
+        return {"adapter": "unknown", "version": "-", "route": route}
+    return {"adapter": target.adapter, "version": target.version, "route": route}
+
+
+class GatewayMetrics:
+    """Made once a gateway process; every call costs some microseconds."""
+
+    def __init__(self) -> None:
+        keys = names.MODEL_LABELS
+        self._latency = Histogram(
+            names.REQUEST_LATENCY,
+            description="Seconds from the request's arrival at the gateway to its last byte.",
+            boundaries=names.LATENCY_BUCKETS_S,
+            tag_keys=keys,
+        )
+        self._first_token = Histogram(
+            names.TIME_TO_FIRST_TOKEN,
+            description="Seconds to the first token: to the client when streamed, otherwise in "
+            "the engine.",
+            boundaries=names.LATENCY_BUCKETS_S,
+            tag_keys=keys,
+        )
+        self._requests = Counter(
+            names.REQUESTS, description="Requests by status class.", tag_keys=(*keys, "status")
+        )
+        self._prompt = Counter(names.PROMPT_TOKENS, description="Prompt tokens.", tag_keys=keys)
+        self._completion = Counter(
+            names.COMPLETION_TOKENS, description="Generated tokens.", tag_keys=keys
+        )
+        self._errors = Counter(
+            names.ERRORS, description="Failed requests by kind.", tag_keys=(*keys, "kind")
+        )
+        self._in_flight = Gauge(
+            names.IN_FLIGHT, description="Requests being answered.", tag_keys=keys
+        )
+        self._loads = Counter(
+            names.ADAPTER_LOADS,
+            description="Loads of an adapter on every replica, by outcome.",
+            tag_keys=("adapter", "outcome"),
+        )
+        self._load_seconds = Histogram(
+            names.ADAPTER_LOAD_SECONDS,
+            description="Seconds until every replica had loaded and warmed an adapter.",
+            boundaries=names.LOAD_BUCKETS_S,
+            tag_keys=("adapter",),
+        )
+        self._log_dropped = Counter(
+            names.REQUEST_LOG_DROPPED, description="Request log rows that were not written."
+        )
+        self._running: Tally[tuple[str, str, str]] = Tally()
+
+    def begin(self, labels: Labels) -> None:
+        """A request is being answered."""
+        self._change(labels, 1)
+
+    def end(self, labels: Labels) -> None:
+        """It no longer is."""
+        self._change(labels, -1)
+
+    def _change(self, labels: Labels, step: int) -> None:
+        key = (labels["adapter"], labels["version"], labels["route"])
+        self._running[key] += step
+        self._in_flight.set(self._running[key], tags=labels)
+
+    def answered(
+        self,
+        labels: Labels,
+        *,
+        latency_s: float,
+        ttft_s: float | None,
+        prompt_tokens: int,
+        completion_tokens: int,
+    ) -> None:
+        """Count a request that was answered in full."""
+        self._requests.inc(1, tags=labels | {"status": "2xx"})
+        self._latency.observe(latency_s, tags=labels)
+        if ttft_s is not None:
+            self._first_token.observe(ttft_s, tags=labels)
+        if prompt_tokens > 0:
+            self._prompt.inc(prompt_tokens, tags=labels)
+        if completion_tokens > 0:
+            self._completion.inc(completion_tokens, tags=labels)
+
+    def failed(self, labels: Labels, *, status: int, kind: str) -> None:
+        """Count a request that was answered with an error, or not at all."""
+        self._requests.inc(1, tags=labels | {"status": f"{status // 100}xx"})
+        self._errors.inc(1, tags=labels | {"kind": kind})
+
+    def loaded(self, adapter: str, *, seconds: float, ok: bool) -> None:
+        """Count a load on every replica."""
+        self._loads.inc(1, tags={"adapter": adapter, "outcome": "ok" if ok else "refused"})
+        if ok:
+            self._load_seconds.observe(seconds, tags={"adapter": adapter})
+
+    def log_dropped(self, num_rows: int) -> None:
+        """Count request log rows that were lost."""
+        self._log_dropped.inc(num_rows)

@@ -1,0 +1,115 @@
+"""The request log: Parquet files at a URI, written by a thread that no request waits for."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.storage import Store, rows_table
+
+log = logging.getLogger("ray.serve")
+
+SCHEMA = pa.schema(
+    [
+        ("request_id", pa.string()),
+        ("example_id", pa.string()),
+        ("model_asked", pa.string()),
+        ("model_answered", pa.string()),
+        ("route", pa.string()),  # chat | completions
+        ("messages", pa.string()),  # JSON
+        ("completion", pa.string()),  # the first choice's text
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("latency_s", pa.float64()),
+        ("ttft_s", pa.float64()),  # null when unknown
+        ("status", pa.int64()),  # HTTP status
+        ("created_at", pa.timestamp("ms", tz="UTC")),
+    ]
+)
+
+
+class RequestLog:
+    """A bounded queue and a writer; what does not fit or cannot be written is counted and lost."""
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        sample: float = 1.0,
+        flush_s: float = 3.0,
+        max_rows: int = 4096,
+        on_drop: Callable[[int], None] = lambda num_rows: None,
+    ):
+        self._store = Store(uri)
+        self._sample = sample
+        self._flush_s = flush_s
+        self._on_drop = on_drop
+        self._rows: queue.Queue[Callable[[], dict[str, Any]]] = queue.Queue(maxsize=max_rows)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
+        self._thread.start()
+
+    def add(self, make_row: Callable[[], dict[str, Any]]) -> None:
+        """Take a row, made later in the writer's thread; never waits and never raises."""
+        if self._sample < 1.0 and random.random() >= self._sample:
+            return
+        try:
+            self._rows.put_nowait(make_row)
+        except queue.Full:
+            self._drop(1)
+
+    def close(self, *, timeout_s: float = 10.0) -> None:
+        """Write what is queued and stop."""
+        self._closing.set()
+        self._thread.join(timeout=timeout_s)
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._flush_s):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        rows: list[dict[str, Any]] = []
+        num_taken = 0
+        # Only what is there now: under steady load the queue would never be empty.
+        for _ in range(self._rows.qsize()):
+            try:
+                make_row = self._rows.get_nowait()
+            except queue.Empty:
+                break
+            num_taken += 1
+            try:
+                rows.append(make_row())
+            except Exception:
+                log.exception("a request log row could not be made")
+        if not num_taken:
+            return
+        try:
+            if rows:
+                self._store.write_table(_file_name(), rows_table(rows, SCHEMA))
+            self._drop(num_taken - len(rows))
+        except Exception as error:
+            # A full disk or a store that is away must cost rows, never an answer.
+            log.warning("request log: %d rows lost: %s", num_taken, error)
+            self._drop(num_taken)
+
+    def _drop(self, num_rows: int) -> None:
+        if num_rows:
+            try:
+                self._on_drop(num_rows)
+            except Exception:
+                log.exception("a dropped request log row could not be counted")
+
+
+def _file_name() -> str:
+    now = datetime.fromtimestamp(time.time(), UTC)
+    return f"requests-{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.parquet"

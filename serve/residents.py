@@ -1,0 +1,79 @@
+"""Which adapters a replica holds: at most so many, the least recently used leaves first.
+
+vLLM would load any number and shift them through its slots by itself, but then nobody knows when
+one is really gone, and its CPU kernels answer base requests wrongly once every slot is filled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+Action = Callable[[str], Awaitable[None]]
+
+
+@dataclass
+class _Resident:
+    users: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Residents:
+    """At most `limit` adapters, loaded when first held, unloaded only when nobody holds them."""
+
+    def __init__(self, *, limit: int, load: Action, unload: Action):
+        self.limit = limit
+        self._load = load
+        self._unload = unload
+        self._residents: OrderedDict[str, _Resident] = OrderedDict()
+        self._loading = asyncio.Lock()
+
+    @property
+    def ids(self) -> list[str]:
+        """Resident adapters, least recently used first."""
+        return list(self._residents)
+
+    @asynccontextmanager
+    async def hold(self, model_id: str) -> AsyncIterator[None]:
+        """Keep `model_id` resident for the block, loading it first if need be.
+
+        What `load` raises is raised here, and nothing that was resident and in use is lost.
+        """
+        resident = self._residents.get(model_id) or await self._bring_in(model_id)
+        # No await between finding a resident and counting its user: it cannot leave in between.
+        resident.users += 1
+        resident.idle.clear()
+        if model_id in self._residents:
+            self._residents.move_to_end(model_id)
+        try:
+            yield
+        finally:
+            resident.users -= 1
+            if not resident.users:
+                resident.idle.set()
+
+    async def _bring_in(self, model_id: str) -> _Resident:
+        async with self._loading:
+            if resident := self._residents.get(model_id):
+                return resident
+            while len(self._residents) >= self.limit:
+                await self._send_away(next(iter(self._residents)))
+            await self._load(model_id)
+            resident = self._residents[model_id] = _Resident()
+            return resident
+
+    async def _send_away(self, model_id: str) -> None:
+        # Out of the table first: who asks for it from now on waits for the lock, so a busy
+        # adapter drains and cannot hold its slot for ever.
+        resident = self._residents.pop(model_id)
+        try:
+            if resident.users:
+                await resident.idle.wait()
+        except BaseException:
+            self._residents[model_id] = resident
+            self._residents.move_to_end(model_id, last=False)
+            raise
+        await self._unload(model_id)

@@ -1,0 +1,128 @@
+"""Which model a client may ask for, and which immutable version answers: the gateway's allow-list.
+
+A name from a client is only ever looked up here. It becomes part of no path and no log format.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from serve.errors import ApiError, not_ready, refused_model, unknown_model
+
+DEFAULT_ALIAS = "prod"
+VERSION = re.compile(r"v([0-9]{1,9})")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What answers: the bare base (`model_id` None) or one immutable adapter version."""
+
+    served_name: str
+    """`reconcile@v3`, or the base model's name: the answer's `x-distillery-model`."""
+    model_id: str | None
+    adapter: str
+    version: str
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Metric labels."""
+        return {"adapter": self.adapter, "version": self.version}
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """`reconcile` under `prod`."""
+
+    name: str
+    alias: str
+
+    @property
+    def shown(self) -> str:
+        """The name a client asks for."""
+        return self.name if self.alias == DEFAULT_ALIAS else f"{self.name}@{self.alias}"
+
+
+class RouteTable:
+    """Known versions, where the aliases should point, and where they do point.
+
+    Read by requests and written by the watcher in the same event loop, so a request sees an alias
+    before a swap or after it, never between.
+    """
+
+    def __init__(self, base_name: str):
+        self.base = Target(base_name, None, "base", "-")
+        self.known: dict[str, dict[int, int]] = {}
+        """Name → version → creation time (Unix seconds)."""
+        self.wanted: dict[Alias, int] = {}
+        """Where the registry says each alias points."""
+        self.live: dict[Alias, int] = {}
+        """Where requests go: a version is here only after every replica confirmed it."""
+        self.refused: dict[str, str] = {}
+        """Model id → why it is not served."""
+        self._targets: dict[str, Target] = {}
+
+    def resolve(self, model: str) -> Target:
+        """Return what answers `model` (`name`, `name@alias`, `name@v2`, the base) or ApiError."""
+        if model == self.base.served_name:
+            return self.base
+        name, at, pointer = model.partition("@")
+        versions = self.known.get(name)
+        if versions is None or (at and not pointer):
+            raise unknown_model(model)
+        if match := VERSION.fullmatch(pointer):
+            version = int(match[1])
+            if version not in versions or pointer != f"v{version}":
+                raise unknown_model(model)
+            if reason := self.refused.get(model):
+                raise refused_model(model, reason=reason)
+            return self.target(name, version)
+        alias = Alias(name, pointer or DEFAULT_ALIAS)
+        if (live := self.live.get(alias)) is not None:
+            return self.target(name, live)
+        raise self._no_live_version(model, alias)
+
+    def _no_live_version(self, model: str, alias: Alias) -> ApiError:
+        wanted = self.wanted.get(alias)
+        if wanted is None:
+            return unknown_model(model)
+        reason = self.refused.get(f"{alias.name}@v{wanted}", "it is still being loaded")
+        return not_ready(
+            f"The model {alias.shown!r} points at version v{wanted}, which no replica serves: "
+            f"{reason}"
+        )
+
+    def target(self, name: str, version: int) -> Target:
+        """Return the target of a version, made once."""
+        model_id = f"{name}@v{version}"
+        target = self._targets.get(model_id)
+        if target is None:
+            target = self._targets[model_id] = Target(model_id, model_id, name, f"v{version}")
+        return target
+
+    def cards(self, *, created: int) -> Iterator[dict[str, Any]]:
+        """Yield `/v1/models` entries: the base, live aliases, versions that are not refused."""
+        base = self.base.served_name
+        yield _card(base, created=created, root=base, parent=None)
+        for alias, version in sorted(self.live.items(), key=lambda item: item[0].shown):
+            root = f"{alias.name}@v{version}"
+            made = self.known.get(alias.name, {}).get(version, created)
+            yield _card(alias.shown, created=made, root=root, parent=base)
+        for name, versions in sorted(self.known.items()):
+            for version, made in sorted(versions.items()):
+                model_id = f"{name}@v{version}"
+                if model_id not in self.refused:
+                    yield _card(model_id, created=made, root=model_id, parent=base)
+
+
+def _card(model: str, *, created: int, root: str, parent: str | None) -> dict[str, Any]:
+    return {
+        "id": model,
+        "object": "model",
+        "created": created,
+        "owned_by": "distillery",
+        "root": root,
+        "parent": parent,
+    }

@@ -1,0 +1,110 @@
+"""A Ray of the tests' own, and a registry with random adapters for the tiny model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster.models import model_digest
+from cluster.registry import AdapterManifest, Registry
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class RayRuntime:
+    """Where the tests' Ray answers Prometheus."""
+
+    metrics_port: int
+
+
+@pytest.fixture(scope="package")
+def ray_runtime() -> Iterator[RayRuntime]:
+    """Ray with 8 logical CPUs and metrics every second, stopped at the end."""
+    import ray
+
+    # Ray's sockets lie below this folder and a socket's path has at most 107 characters.
+    folder = tempfile.mkdtemp(prefix="ds-", dir="/tmp")
+    port = free_port()
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        object_store_memory=200 << 20,
+        log_to_driver=False,
+        _temp_dir=folder,
+        _metrics_export_port=port,
+        _system_config={"metrics_report_interval_ms": 1000},
+    )
+    try:
+        yield RayRuntime(metrics_port=port)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of random adapters: `one`, `two`, `three` of rank 8, `wide` of rank 64."""
+    folder = tmp_path_factory.mktemp("adapters")
+    specs = {"one": (8, 1), "two": (8, 2), "three": (8, 3), "wide": (64, 4)}
+    subprocess.run(
+        [
+            sys.executable,
+            str(HERE / "random_adapter.py"),
+            str(tiny_model),
+            *(f"{rank}:{seed}:{folder / name}" for name, (rank, seed) in specs.items()),
+        ],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+    )
+    return {name: folder / name for name in specs}
+
+
+Publish = Callable[..., AdapterManifest]
+
+
+@pytest.fixture(scope="session")
+def publish(tiny_model: Path) -> Publish:
+    """Publish a folder as the next version of a name: `publish(registry, "reconcile", folder)`."""
+    digest = model_digest(tiny_model)
+
+    def run(
+        registry: Registry, name: str, folder: Path, *, base_digest: str = digest
+    ) -> AdapterManifest:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        manifest = AdapterManifest(
+            name=name,
+            base_model="tiny-llama",
+            base_digest=base_digest,
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            target_modules=sorted(config["target_modules"]),
+            task="test",
+            task_digest="0" * 64,
+            dataset_digest="0" * 64,
+            teacher="none",
+            train={},
+            gates=[],
+        )
+        return registry.publish(folder, manifest)
+
+    return run
