@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -26,16 +27,25 @@ def submit_run(
     for file in files:
         if Path(file).is_absolute() or ".." in Path(file).parts:
             raise ConfigError(f"{file}: give a path below this folder; the folder travels along.")
+    _send_token_if_there_is_one()
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     try:
         client = JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise PrerequisiteError(
+            f"--address {address}: the cluster asks for its token ({str(error).splitlines()[0]}). "
+            "Set RAY_AUTH_TOKEN, or put the token in ~/.ray/auth_token."
+        ) from None
     except (ConnectionError, RuntimeError) as error:
         raise PrerequisiteError(
             f"--address {address}: no Ray dashboard answers there ({error}). It is port 8265 of "
             "the head node; `ray start --head` prints it."
         ) from error
-    command = ["python", "-m", "jobs.cli", "run", *files, "--until", until]
+    # On this machine the job has this environment; an image has one `python`.
+    python = sys.executable if is_loopback(address) else "python"
+    command = [python, "-m", "jobs.cli", "run", *files, "--until", until]
     command += ["--cluster.address", "auto", *overrides, *paths]
     job = client.submit_job(
         entrypoint=shlex.join(command),
@@ -55,6 +65,13 @@ def submit_run(
         return 0
     print(f"{job} {info.status}: {info.message}", file=sys.stderr)
     return info.driver_exit_code or 1
+
+
+def _send_token_if_there_is_one() -> None:
+    """Let Ray's client send its token, as `ray start` and `ray.init` do by themselves."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if named or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 async def _follow(client: object, job: str) -> None:

@@ -107,6 +107,12 @@ class Task:
         ]
         return Scored(True, not wrong, label, expected, f"wrong: {', '.join(wrong)}" * bool(wrong))
 
+    def score_row(self, completion: str, row: dict[str, Any]) -> Scored:
+        """Score against the prompt's own `reference`, or else the teacher's answer to it."""
+        if row["reference"]:
+            return self.score(completion, json.loads(row["reference"]))
+        return self.score(completion, self.parse(row["teacher_completion"]).answer)
+
     def function(self, reference: str) -> Callable[..., Any]:
         """Load `module:function` from the task folder."""
         return load_function(self.folder, reference)
