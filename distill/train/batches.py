@@ -9,6 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+WINDOW_STEPS = 8
+"""Steps whose records are sorted by length together: more saves padding, less mixes better."""
+
 Step = list[list[list[int]]]
 """`step[worker][micro]` lists record indices; every worker has equally many micro-batches."""
 
@@ -22,16 +25,23 @@ def plan_epoch(
     workers: int,
     micro_batch_size: int,
 ) -> list[Step]:
-    """Shuffle the records by (seed, epoch) and cut them into optimiser steps.
+    """Shuffle the records by (seed, epoch) and cut them into optimiser steps of like lengths.
 
-    `lengths` are tokens a record. The last step of an epoch may be smaller than `batch_size`.
+    `lengths` are tokens a record. The records are shuffled, sorted by length within windows of
+    `WINDOW_STEPS` steps, cut, and the steps shuffled again. One step may be smaller than
+    `batch_size`.
     """
+    draw = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return [
-        deal(order[start : start + batch_size], lengths, workers, micro_batch_size)
-        for start in range(0, len(order), batch_size)
-    ]
+    draw.shuffle(order)
+    window = WINDOW_STEPS * batch_size
+    for start in range(0, len(order), window):
+        order[start : start + window] = sorted(
+            order[start : start + window], key=lambda i: lengths[i]
+        )
+    steps = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    draw.shuffle(steps)
+    return [deal(step, lengths, workers, micro_batch_size) for step in steps]
 
 
 def deal(

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import random
+
+from distill.train.batches import Step, deal, plan_epoch
+
+LENGTHS = [random.Random(i).randint(100, 1000) for i in range(103)]
+
+
+def plan(workers: int, epoch: int = 0, seed: int = 1) -> list[Step]:
+    return plan_epoch(
+        LENGTHS, seed=seed, epoch=epoch, batch_size=16, workers=workers, micro_batch_size=4
+    )
+
+
+def members(step: Step) -> list[int]:
+    return sorted(i for worker in step for micro in worker for i in micro)
+
+
+def test_every_record_comes_once_an_epoch() -> None:
+    assert sorted(i for step in plan(2) for i in members(step)) == list(range(len(LENGTHS)))
+
+
+def test_the_steps_do_not_depend_on_the_number_of_workers() -> None:
+    assert [members(s) for s in plan(1)] == [members(s) for s in plan(2)]
+    assert [members(s) for s in plan(1)] == [members(s) for s in plan(4)]
+
+
+def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
+    assert plan(2) == plan(2)
+    assert plan(2) != plan(2, epoch=1)
+    assert plan(2) != plan(2, seed=2)
+
+
+def test_all_workers_have_equally_many_micro_batches() -> None:
+    for step in plan(4):  # one step has 7 records for 4 workers
+        assert len({len(worker) for worker in step}) == 1
+        assert all(len(micro) <= 4 for worker in step for micro in worker)
+
+
+def test_like_lengths_are_padded_together() -> None:
+    micros = [micro for step in plan(2) for worker in step for micro in worker]
+    padded = sum(len(micro) * max((LENGTHS[i] for i in micro), default=0) for micro in micros)
+    # Four records of 100 to 1,000 tokens taken at random would be padded to 1.5 of their length.
+    assert padded < 1.08 * sum(LENGTHS)
+
+
+def test_workers_get_like_amounts() -> None:
+    tokens = [
+        sum(LENGTHS[i] for micro in worker for i in micro)
+        for worker in deal(range(64), LENGTHS, 2, 8)
+    ]
+    assert abs(tokens[0] - tokens[1]) < 0.03 * sum(tokens)

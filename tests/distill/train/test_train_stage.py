@@ -1,0 +1,302 @@
+"""The whole stage on a real Ray: what it leaves, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import ConfigError, DataError, StageError
+from distill.config import StudentConfig, TrainConfig
+from distill.train.stage import TrainResult, train
+
+pytestmark = [pytest.mark.ray, pytest.mark.model]
+
+STEPS = 60
+
+
+def examples(first: int, count: int) -> list[dict[str, Any]]:
+    """Records whose answer can be read off the prompt."""
+    made = []
+    for i in range(first, first + count):
+        draw = random.Random(i)
+        kind, days = draw.choice(["TIMING", "MISSING"]), draw.randint(1, 9)
+        made.append(
+            {
+                "example_id": f"e{i}",
+                "messages": [
+                    {"role": "system", "content": "You reconcile bank lines."},
+                    {"role": "user", "content": f"Bank: {kind} {'x' * draw.randint(1, 60)} {days}"},
+                ],
+                "completion": json.dumps({"classification": kind, "days": days}),
+            }
+        )
+    return made
+
+
+TRAINING, VALIDATION = examples(0, 240), examples(1000, 24)
+
+
+def settings(**changes: Any) -> TrainConfig:
+    base: dict[str, Any] = {
+        "precision": "fp32",
+        "epochs": 2,
+        "batch_size": 8,
+        "micro_batch_size": 2,
+        "learning_rate": 4e-3,
+        "eval_every": 10,
+        "patience": 100,
+    }
+    return TrainConfig(**{**base, **changes})
+
+
+def run(
+    model: Path, folder: Path, train_config: TrainConfig, **more: Any
+) -> tuple[TrainResult, list[dict[str, Any]]]:
+    result = train(
+        StudentConfig(model=str(model), rank=8, alpha=16),
+        train_config,
+        records=more.get("records", TRAINING),
+        validation=more.get("validation", VALIDATION),
+        run_folder=folder,
+        accelerator=None,
+        on_progress=more.get("on_progress"),
+    )
+    return result, curves(folder)
+
+
+def curves(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+
+
+def losses(rows: list[dict[str, Any]]) -> list[float]:
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="dst-", dir="/tmp")
+    context = ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=80 * 2**20,
+        _temp_dir=folder,
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    ray_address: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainResult, list[dict[str, Any]]]:
+    """Two workers, ZeRO 2, float32: what the disturbed and the single-worker runs must equal."""
+    return run(tiny_model, tmp_path_factory.mktemp("undisturbed"), settings())
+
+
+def test_two_workers_with_zero_2_equal_one_without(
+    undisturbed: tuple[TrainResult, list[dict[str, Any]]], tiny_model: Path, tmp_path: Path
+) -> None:
+    one, rows = run(tiny_model, tmp_path, settings(workers=1, zero_stage=0))
+    two = undisturbed[0]
+    assert len(rows) == STEPS + 1
+    # Only the order of float32 sums differs; Adam's first steps magnify it a little.
+    assert losses(rows) == pytest.approx(losses(undisturbed[1]), rel=2e-3)
+    assert one.base_validation_loss == pytest.approx(two.base_validation_loss, rel=1e-5)
+    assert one.final_validation_loss == pytest.approx(two.final_validation_loss, rel=2e-3)
+    assert one.tokens == two.tokens
+
+
+def test_a_killed_worker_costs_time_but_not_the_result(
+    undisturbed: tuple[TrainResult, list[dict[str, Any]]], tiny_model: Path, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill_once(row: dict[str, Any]) -> None:
+        if row["step"] > 10 and not killed:
+            starts = (tmp_path / "checkpoints" / "starts.jsonl").read_text().splitlines()
+            killed.append(json.loads(starts[-1])["pid"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    result, rows = run(tiny_model, tmp_path, settings(), on_progress=kill_once)
+    assert killed
+    assert result.restarts == 1
+    assert [row["step"] for row in rows] == list(range(STEPS + 1))
+    before = undisturbed[0]
+    assert result.final_validation_loss == pytest.approx(before.final_validation_loss, rel=0.01)
+    # It went on with the very next batch: every step's loss is the undisturbed one.
+    assert losses(rows) == pytest.approx(losses(undisturbed[1]), rel=2e-3)
+
+
+DRIVER = """
+import json, sys
+import ray
+from distill.config import StudentConfig, TrainConfig
+from distill.train.stage import train
+told = json.load(open(sys.argv[1]))
+ray.init(address=told["address"], log_to_driver=False)
+train(StudentConfig(**told["student"]), TrainConfig(**told["train"]), records=told["records"],
+      validation=told["validation"], run_folder=told["folder"], accelerator=None)
+"""
+
+
+def test_a_killed_driver_is_resumed_by_running_again(
+    undisturbed: tuple[TrainResult, list[dict[str, Any]]],
+    ray_address: str,
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    told = {
+        "address": ray_address,
+        "student": StudentConfig(model=str(tiny_model), rank=8, alpha=16).model_dump(),
+        "train": settings().model_dump(),
+        "records": TRAINING,
+        "validation": VALIDATION,
+        "folder": str(folder),
+    }
+    (tmp_path / "told.json").write_text(json.dumps(told))
+    (tmp_path / "driver.py").write_text(DRIVER)
+    driver = subprocess.Popen(
+        [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "told.json")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "curves.jsonl").exists() or len(curves_so_far(folder)) < 13:
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    driver.kill()
+    driver.wait()
+    assert not (folder / "adapter").exists()
+
+    result, rows = run(tiny_model, folder, settings())
+    assert result.restarts == 1
+    assert losses(rows) == pytest.approx(losses(undisturbed[1]), rel=2e-3)
+    again, _ = run(tiny_model, folder, settings())
+    assert again == result  # finished: nothing is trained a second time
+    with pytest.raises(ConfigError, match="checkpoints of another run: its train differ"):
+        run(tiny_model, folder, settings(seed=3))
+
+
+def curves_so_far(folder: Path) -> list[str]:
+    return (folder / "curves.jsonl").read_text().splitlines()
+
+
+def test_a_bf16_student_learns_and_its_adapter_loads_in_peft(
+    ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from distill.train.encode import encode_records
+    from distill.train.model import Batch, CompletionLoss
+
+    seen: list[dict[str, Any]] = []
+    result, rows = run(
+        tiny_model,
+        tmp_path,
+        settings(precision="bf16", learning_rate=1e-2),
+        on_progress=seen.append,
+    )
+    assert result.best_validation_loss < 0.5 * result.base_validation_loss
+    assert seen[-1]["step"] == seen[-1]["total_steps"] == STEPS
+    assert {"epoch", "loss", "learning_rate", "grad_norm", "tokens_per_s"} <= rows[-1].keys()
+    adapter = Path(result.adapter)
+    assert sorted(p.name for p in adapter.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    saved = json.loads((adapter / "adapter_config.json").read_text())
+    assert (saved["r"], saved["base_model_name_or_path"]) == (8, str(tiny_model))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    assert len(weights) == 2 * 7 * 2  # A and B of 7 linear layers in 2 blocks
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    student = PeftModel.from_pretrained(base, adapter)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    held_out = encode_records(tokenizer, VALIDATION, max_length=1024).records
+    batch = Batch(held_out, pad_token=0, device=torch.device("cpu"))
+    with torch.no_grad():
+        loss = CompletionLoss(student)(batch.tokens, batch.positions, batch.targets)
+    # The adapter on disk is the best checkpoint: it has that loss, up to bfloat16.
+    assert float(loss) / len(batch.targets) == pytest.approx(result.best_validation_loss, rel=0.02)
+
+
+def test_zero_3_trains_saves_and_stops_early(
+    ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    # A rate of nearly zero never improves, so the third look is one too many.
+    config = settings(zero_stage=3, learning_rate=1e-12, eval_every=2, patience=2, epochs=1)
+    result, rows = run(tiny_model, tmp_path, config, validation=VALIDATION[:4])
+    assert result.stopped_early
+    assert result.steps < 30
+    assert rows[-1]["step"] == result.steps
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_records(
+    ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StageError, match=r"not a number at step 1; the batch held e\d+"):
+        run(broken, tmp_path / "run", settings())
+
+
+@pytest.mark.parametrize(
+    ("student", "records", "validation", "error", "message"),
+    [
+        ({}, TRAINING[:1], VALIDATION, DataError, "1 training records for 2 workers"),
+        ({"max_length": 16}, TRAINING, VALIDATION, DataError, "240 above student.max_length 16"),
+        ({}, TRAINING, [], DataError, "no validation record is left"),
+        ({"target_modules": ["q_prj"]}, TRAINING, VALIDATION, ConfigError, "mean 'q_proj'"),
+        ({"rank": 512}, TRAINING, VALIDATION, ConfigError, "student.rank: 512 is above 64"),
+        ({"model": "./nowhere"}, TRAINING, VALIDATION, ConfigError, "nowhere' is no folder"),
+    ],
+)
+def test_bad_input_is_refused_before_training(
+    ray_address: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    student: dict[str, Any],
+    records: list[dict[str, Any]],
+    validation: list[dict[str, Any]],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        train(
+            StudentConfig(**{"model": str(tiny_model), **student}),
+            settings(),
+            records=records,
+            validation=validation,
+            run_folder=tmp_path,
+            accelerator=None,
+        )
+    assert not (tmp_path / "curves.jsonl").exists()
