@@ -35,7 +35,10 @@ def run(config: tuple[str, ...], until: str, again: bool, skip_bad: bool) -> Non
     """
     from jobs.pipeline import run_pipeline
 
-    run_pipeline(_load(config, skip_bad=skip_bad), until=until, again=again)
+    files, overrides = _split(config)
+    if skip_bad:
+        overrides += ["--prompts.skip_bad", "true"]
+    run_pipeline(files, overrides=overrides, until=until, again=again)
 
 
 @cli.command(context_settings=OVERRIDES)
@@ -161,12 +164,11 @@ def _split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
     return list(arguments[:first]), list(arguments[first:])
 
 
-def _load(arguments: tuple[str, ...], *, skip_bad: bool = False) -> Any:
+def _load(arguments: tuple[str, ...]) -> Any:
     from jobs.config import load_run_config
 
     files, overrides = _split(arguments)
-    extra = ["--prompts.skip_bad", "true"] if skip_bad else []
-    return load_run_config(files, overrides=[*overrides, *extra])
+    return load_run_config(files, overrides=overrides)
 
 
 def main() -> None:

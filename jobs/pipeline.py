@@ -6,27 +6,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 
 from cluster.errors import ConfigError
-from jobs.config import RunConfig, load_run_config
+from jobs.config import load_run_config
 from jobs.entry import Work, connected, guarded, opened_run, parse_arguments
 from jobs.preflight import preflight
-from jobs.run import STAGES, Run
+from jobs.run import STAGES
 from jobs.summary import print_summary
 
 WITHOUT_RAY = {"gate", "publish"}
 
 
-def run_pipeline(config: RunConfig, *, until: str = "deploy", again: bool = False) -> None:
+def run_pipeline(
+    files: Sequence[str],
+    *,
+    overrides: Sequence[str] = (),
+    until: str = "deploy",
+    again: bool = False,
+) -> None:
     """Run the stages up to `until`; what is done is not done again unless `again`.
 
     Raises GateError (exit code 3) after the evaluation when a gate fails.
     """
     if until not in STAGES:
         raise ConfigError(f"--until {until!r}: the stages are {', '.join(STAGES)}.")
+    config = load_run_config(files, overrides=overrides)
     stages = list(STAGES)[: list(STAGES).index(until) + 1]
     with ExitStack() as stack:
         run = stack.enter_context(opened_run(config))
@@ -37,7 +44,7 @@ def run_pipeline(config: RunConfig, *, until: str = "deploy", again: bool = Fals
             stack.enter_context(connected(run))
         for stage in stages:
             run.perform(stage, _work(stage), again=again)
-        print_summary(run)
+        print_summary(run, arguments=[*files, *overrides])
 
 
 def _work(stage: str) -> Work:
@@ -48,10 +55,8 @@ def _work(stage: str) -> Work:
 
 def _main() -> None:
     files, overrides, again = parse_arguments(sys.argv[1:])
-    run_pipeline(load_run_config(files, overrides=overrides), again=again)
+    run_pipeline(files, overrides=overrides, again=again)
 
-
-__all__ = ["Run", "run_pipeline"]
 
 if __name__ == "__main__":
     raise SystemExit(guarded(_main))

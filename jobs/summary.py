@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
 from jobs.run import STAGES, Run
 
 
-def print_summary(run: Run) -> None:
+def print_summary(run: Run, *, arguments: Sequence[str]) -> None:
     """Print stages, models (once evaluated), where things lie, and the two commands."""
     print_stages(run)
     if run.store.exists("evaluation.json"):
@@ -15,9 +21,10 @@ def print_summary(run: Run) -> None:
     if run.store.exists("adapter"):
         run.display.say(f"adapter  {run.shown('adapter')}")
     if run.finished("publish"):
-        files = run.config_files()
-        run.display.say(f"\nserve it   .venv/bin/distillery serve {files}")
-        run.display.say(f"ask it     .venv/bin/distillery ask {files}")
+        command = command_name()
+        flags = shlex.join(arguments)
+        run.display.say(f"\nserve it   {command} serve {flags}")
+        run.display.say(f"ask it     {command} ask {flags}")
 
 
 def print_stages(run: Run) -> None:
@@ -71,3 +78,11 @@ def seconds(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.2f} s" if value >= 0.01 else "< 0.01 s"
+
+
+def command_name() -> str:
+    """How a person types `distillery` here: its path, unless it is on the PATH."""
+    beside = Path(sys.executable).with_name("distillery")
+    if shutil.which("distillery") or not beside.exists():
+        return "distillery"
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
