@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from cluster.errors import PrerequisiteError, StageError
 from cluster.models import model_location, model_name
+from cluster.session import require_port
 from cluster.storage import Store
 from serve.config import ServeConfig
 
@@ -30,6 +30,7 @@ def engine_config(config: ServeConfig, *, base_model: str, accelerator: str | No
     from ray.serve.llm import LLMConfig
 
     from serve.cpu_engine import environment
+    from serve.local_model import LocalFolder
 
     # vLLM's own CPU operators answer base-model rows wrongly once every slot is filled, so on CPU
     # one slot more than residents stays empty. It costs memory of one adapter.
@@ -59,6 +60,8 @@ def engine_config(config: ServeConfig, *, base_model: str, accelerator: str | No
         }
     else:
         hardware = {"accelerator_type": accelerator}
+    if Path(base_model).is_dir():
+        hardware["callback_config"] = {"callback_class": LocalFolder}
     return LLMConfig(
         model_loading_config={
             "model_id": base_name(config, base_model),
@@ -231,16 +234,7 @@ def _check_port(config: ServeConfig) -> None:
                 f"(asked for {config.host}:{config.port})."
             )
         return
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            raise PrerequisiteError(
-                f"serve.port {config.port} on {config.host} cannot be used "
-                f"({error.strerror}). Stop what listens there or set another serve.port."
-            ) from None
+    require_port(config.port, field="serve.port", host=config.host)
 
 
 def _check_cpus(config: ServeConfig, accelerator: str | None) -> None:

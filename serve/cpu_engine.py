@@ -31,4 +31,5 @@ def environment(*, kv_cache_gb: int, num_threads: int) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gb),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(num_threads),
+        "VLLM_NO_USAGE_STATS": "1",
     }

@@ -1,0 +1,108 @@
+"""What comes from clients: bodies, request ids, errors."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.example import example_id
+from serve.engine_errors import explain_engine_error
+from serve.errors import ApiError, overloaded, refused_model, timed_out, unknown_model
+from serve.requests import parse_body, prompt_messages, request_id_of
+
+LIMIT = 10_000
+
+
+def test_a_chat_request_is_read() -> None:
+    body = {"model": "reconcile", "stream": True, "messages": [], "request_id": "mine", "n": 2}
+    request = parse_body(json.dumps(body).encode(), max_bytes=LIMIT)
+    assert (request.model, request.stream) == ("reconcile", True)
+    # Everything else is the engine's to validate; ids are the gateway's.
+    assert request.payload == {"model": "reconcile", "stream": True, "messages": [], "n": 2}
+
+
+def test_null_stream_means_no_stream() -> None:
+    assert not parse_body(b'{"model": "m", "stream": null}', max_bytes=LIMIT).stream
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "text"),
+    [
+        (b"{oops", 400, None, "not valid JSON"),
+        (b"", 400, None, "not valid JSON"),
+        (b"[1]", 400, None, "JSON object"),
+        (b"\xff{}", 400, None, "UTF-8"),
+        (b'{"model": "\\ud800"}', 400, None, "surrogate"),
+        (b'{"model": "m", "temperature": NaN}', 400, None, "NaN"),
+        (b"[" * 5000 + b"]" * 5000, 400, None, "nested"),
+        (b"{}", 400, "model", "required"),
+        (b'{"model": 3}', 400, "model", "string"),
+        (b'{"model": "m", "stream": "yes"}', 400, "stream", "true or false"),
+        (b'"' + b"x" * LIMIT + b'"', 413, None, "at most 10000"),
+    ],
+)
+def test_a_body_that_cannot_be_used_says_why(
+    body: bytes, status: int, param: str | None, text: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse_body(body, max_bytes=LIMIT)
+    assert (caught.value.status, caught.value.param) == (status, param)
+    assert text in caught.value.message
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_parser(body: bytes) -> None:
+    status = 200
+    try:
+        parse_body(body, max_bytes=LIMIT)
+    except ApiError as error:
+        status = error.status
+    assert status in (200, 400)
+
+
+def test_a_request_id_is_kept_if_plain() -> None:
+    assert request_id_of("order-17.a:b") == "order-17.a:b"
+    assert len(request_id_of(None)) == 32
+    assert request_id_of("x" * 129) != "x" * 129
+    assert "\n" not in request_id_of("a\nb")
+
+
+def test_errors_have_openai_s_shape() -> None:
+    body = unknown_model("nope").body
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["code"] == "model_not_found"
+    assert overloaded().headers["Retry-After"] == "1"
+    assert timed_out(120.0).status == 504
+    # A replica's error crosses to the gateway as its fields.
+    again = ApiError(**refused_model("reconcile@v3", reason="rank").as_dict())
+    assert again.body == refused_model("reconcile@v3", reason="rank").body
+
+
+def test_a_long_model_name_is_not_echoed_whole() -> None:
+    assert len(unknown_model("x" * 100_000).message) < 300
+
+
+def test_an_over_long_prompt_is_told_both_lengths() -> None:
+    said = (
+        "This model's maximum context length is 2048 tokens. However, you requested 16 output "
+        "tokens and your prompt contains at least 2049 input tokens"
+    )
+    error = explain_engine_error(said, param="input_tokens", max_length=2048, length=lambda: 9001)
+    assert (error.status, error.code) == (400, "context_length_exceeded")
+    assert "2048" in error.message
+    assert "9001" in error.message
+
+
+def test_the_example_id_is_the_one_of_the_training_record() -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    parts = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
+    ]
+    assert example_id(prompt_messages({"messages": parts})) == example_id(messages)
+    assert prompt_messages({"prompt": "Hello"}) == [{"role": "user", "content": "Hello"}]

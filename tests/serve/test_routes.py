@@ -1,0 +1,94 @@
+"""Names from clients are looked up, never used."""
+
+from __future__ import annotations
+
+import pytest
+
+from serve.errors import ApiError
+from serve.routes import Alias, RouteTable
+
+
+def table() -> RouteTable:
+    routes = RouteTable("small-llama")
+    routes.known = {"reconcile": {1: 100, 2: 200, 3: 300}, "draft": {1: 50}}
+    routes.wanted = {Alias("reconcile", "prod"): 3, Alias("reconcile", "canary"): 2}
+    routes.live = {Alias("reconcile", "prod"): 1, Alias("reconcile", "canary"): 2}
+    return routes
+
+
+@pytest.mark.parametrize(
+    ("asked", "answers"),
+    [
+        ("reconcile", "reconcile@v1"),  # live, not what the registry wants
+        ("reconcile@prod", "reconcile@v1"),
+        ("reconcile@canary", "reconcile@v2"),
+        ("reconcile@v3", "reconcile@v3"),
+        ("draft@v1", "draft@v1"),
+        ("small-llama", "small-llama"),
+    ],
+)
+def test_a_name_an_alias_and_a_version(asked: str, answers: str) -> None:
+    assert table().resolve(asked).served_name == answers
+
+
+def test_the_base_has_no_adapter() -> None:
+    target = table().resolve("small-llama")
+    assert target.model_id is None
+    assert target.labels == {"adapter": "base", "version": "-"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "nope",
+        "reconcile@v4",
+        "reconcile@v01",
+        "reconcile@v" + "9" * 5000,
+        "reconcile@beta",
+        "reconcile@",
+        "draft",  # published, but no alias points at it
+        "../../etc/passwd",
+        "reconcile@../v1",
+        "reconcile\x00@v1",
+        "Reconcile",
+    ],
+)
+def test_everything_else_is_unknown(asked: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        table().resolve(asked)
+    assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+
+
+def test_a_refused_version_says_why() -> None:
+    routes = table()
+    routes.refused["reconcile@v2"] = "rank 64 is above 16"
+    with pytest.raises(ApiError, match="rank 64 is above 16") as caught:
+        routes.resolve("reconcile@v2")
+    assert caught.value.status == 404
+
+
+def test_an_alias_whose_only_version_is_refused_is_not_ready() -> None:
+    routes = table()
+    routes.wanted[Alias("draft", "prod")] = 1
+    routes.refused["draft@v1"] = "a file was changed"
+    with pytest.raises(ApiError, match="a file was changed") as caught:
+        routes.resolve("draft")
+    assert caught.value.status == 503
+    assert "Retry-After" in caught.value.headers
+
+
+def test_models_lists_what_may_be_asked_for() -> None:
+    routes = table()
+    routes.refused["reconcile@v3"] = "rank"
+    cards = {card["id"]: card for card in routes.cards(created=1)}
+    assert set(cards) == {
+        "small-llama",
+        "reconcile",
+        "reconcile@canary",
+        "reconcile@v1",
+        "reconcile@v2",
+        "draft@v1",
+    }
+    assert cards["reconcile"]["root"] == "reconcile@v1"
+    assert cards["reconcile"]["parent"] == "small-llama"
+    assert cards["reconcile@v2"]["created"] == 200

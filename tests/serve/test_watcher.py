@@ -1,0 +1,148 @@
+"""The fenced swap on a real registry, with replicas that confirm or refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cluster.registry import AdapterManifest, Registry
+from serve.routes import Alias, RouteTable
+from serve.watcher import RegistryWatcher
+
+PROD = Alias("reconcile", "prod")
+
+
+def publish(registry: Registry, folder: Path, text: str) -> int:
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_text(text)
+    manifest = AdapterManifest(
+        name="reconcile",
+        base_model="base",
+        base_digest="b" * 64,
+        rank=8,
+        alpha=16,
+        target_modules=["q_proj"],
+        task="reconcile",
+        task_digest="t" * 64,
+        dataset_digest="d" * 64,
+        teacher="rules",
+        train={},
+        gates=[],
+    )
+    return registry.publish(folder, manifest).version
+
+
+class Replicas:
+    """Two replicas; `refuse` maps a model id to what the second one says."""
+
+    def __init__(self, table: RouteTable) -> None:
+        self.table = table
+        self.refuse: dict[str, str] = {}
+        self.asked: list[tuple[str, int | None]] = []
+
+    async def load(self, model_id: str) -> list[str | None]:
+        self.asked.append((model_id, self.table.live.get(PROD)))
+        return [None, self.refuse.get(model_id)]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    made = Registry(str(tmp_path / "registry"))
+    for text in ("one", "two", "three"):
+        publish(made, tmp_path / "adapter", text)
+    made.promote("reconcile", 1)
+    return made
+
+
+def follow(registry: Registry) -> tuple[RegistryWatcher, Replicas]:
+    table = RouteTable("base")
+    replicas = Replicas(table)
+    return RegistryWatcher(registry, table=table, load=replicas.load), replicas
+
+
+async def step(watcher: RegistryWatcher) -> None:
+    await watcher.refresh(max_age_s=0.0)
+    await watcher.swap()
+
+
+def test_a_route_moves_only_after_every_replica_confirmed(registry: Registry) -> None:
+    watcher, replicas = follow(registry)
+    asyncio.run(step(watcher))
+    registry.promote("reconcile", 2)
+    asyncio.run(step(watcher))
+    assert watcher.table.live[PROD] == 2
+    # While v2 was being loaded, requests still went to v1.
+    assert replicas.asked == [("reconcile@v1", None), ("reconcile@v2", 1)]
+
+
+def test_one_replica_that_refuses_keeps_the_route(registry: Registry) -> None:
+    watcher, replicas = follow(registry)
+    asyncio.run(step(watcher))
+    replicas.refuse["reconcile@v2"] = "a file was changed"
+    registry.promote("reconcile", 2)
+    asyncio.run(step(watcher))
+    assert watcher.table.live[PROD] == 1
+    assert watcher.status()["routes"] == {"reconcile": "reconcile@v1"}
+    assert watcher.status()["pending"] == {"reconcile": "reconcile@v2"}
+    assert watcher.status()["refused"] == {"reconcile@v2": "a file was changed"}
+    # It is not asked again at every poll, and going back ends the matter.
+    asyncio.run(step(watcher))
+    assert [m for m, _ in replicas.asked] == ["reconcile@v1", "reconcile@v2"]
+    assert registry.rollback("reconcile") == 1
+    asyncio.run(step(watcher))
+    assert watcher.status()["pending"] == {}
+
+
+def test_a_replica_that_dies_while_loading_keeps_the_route(registry: Registry) -> None:
+    watcher, _ = follow(registry)
+    asyncio.run(step(watcher))
+
+    async def die(model_id: str) -> list[str | None]:
+        raise ConnectionError("gone")
+
+    watcher._load = die
+    registry.promote("reconcile", 3)
+    asyncio.run(step(watcher))
+    assert watcher.table.live[PROD] == 1
+    assert "ConnectionError" in watcher.table.refused["reconcile@v3"]
+
+
+def test_no_replica_confirms_nothing(registry: Registry) -> None:
+    watcher, _ = follow(registry)
+
+    async def nobody(model_id: str) -> list[str | None]:
+        return []
+
+    watcher._load = nobody
+    asyncio.run(step(watcher))
+    assert PROD not in watcher.table.live
+
+
+def test_a_registry_that_vanishes_changes_nothing(registry: Registry) -> None:
+    watcher, _ = follow(registry)
+    asyncio.run(step(watcher))
+    shutil.rmtree(registry.store.root)
+    asyncio.run(step(watcher))
+    assert watcher.table.resolve("reconcile").served_name == "reconcile@v1"
+    assert watcher.table.resolve("reconcile@v3").served_name == "reconcile@v3"
+
+
+def test_a_damaged_alias_file_is_shown_and_changes_nothing(registry: Registry) -> None:
+    watcher, _ = follow(registry)
+    asyncio.run(step(watcher))
+    Path(registry.store.path("reconcile/aliases.json")).write_text("{half")
+    asyncio.run(step(watcher))
+    assert watcher.table.resolve("reconcile").served_name == "reconcile@v1"
+    assert watcher.status()["registry"] != "ok"
+
+
+def test_versions_published_later_are_found(registry: Registry, tmp_path: Path) -> None:
+    watcher, _ = follow(registry)
+    asyncio.run(step(watcher))
+    version = publish(registry, tmp_path / "adapter", "four")
+    asyncio.run(watcher.refresh(max_age_s=0.0))
+    assert watcher.table.resolve(f"reconcile@v{version}").version == "v4"
