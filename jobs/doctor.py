@@ -20,7 +20,15 @@ from rich.table import Table
 
 from cluster.errors import DistilleryError
 from jobs.config import RunConfig, load_run_config
-from jobs.machine import GIB, Check, gpus, machine, memory_gb
+from jobs.machine import (
+    GIB,
+    Check,
+    driver_gpus,
+    machine,
+    memory_gb,
+    torch_gpus,
+    torch_is_cpu_build,
+)
 
 DEMO = Path(__file__).parent / "runs" / "demo.toml"
 
@@ -100,16 +108,18 @@ def _memory(config: RunConfig) -> Iterator[Check]:
 def _accelerators(config: RunConfig) -> Iterator[Check]:
     wanted, local = config.cluster.accelerator, config.cluster.address == "local"
     try:
-        devices, driver = gpus()
-    except subprocess.TimeoutExpired:
+        devices = [] if torch_is_cpu_build() else torch_gpus()
+    except subprocess.SubprocessError as error:
+        last = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
         yield Check(
             name="accelerators",
-            found="torch did not answer within 60 s",
-            cost="a training or serving process would hang as well",
-            fix="look at the driver (`nvidia-smi`, `dmesg`)",
+            found=f"torch does not answer: {last}",
+            cost="a training or serving process would fail as well",
+            fix="look at the driver (`nvidia-smi`, `dmesg`), then `make setup` in a new .venv",
             required=True,
         )
         return
+    driver = driver_gpus()
     if devices:
         yield Check(name="accelerators", found=", ".join(devices))
     elif driver:

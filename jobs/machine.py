@@ -182,16 +182,24 @@ def memory_gb() -> tuple[float, float]:
     return total, free
 
 
-def gpus() -> tuple[list[str], list[str]]:
-    """Return the names of the GPUs that torch can use, and of those that the driver has.
+def torch_gpus() -> list[str]:
+    """Return the names of the GPUs that torch can use, asked in a process of its own.
 
-    Raises `subprocess.TimeoutExpired` when torch does not answer within a minute.
+    Raises `subprocess.SubprocessError` when it fails or does not answer within a minute.
     """
-    probe = _output([sys.executable, "-c", TORCH_PROBE], timeout_s=60)
-    return json.loads(probe) if probe else [], _driver_gpus()
+    probe = subprocess.run(
+        [sys.executable, "-c", TORCH_PROBE], capture_output=True, text=True, timeout=60, check=True
+    )
+    return list(json.loads(probe.stdout))
 
 
-def _driver_gpus() -> list[str]:
+def torch_is_cpu_build() -> bool:
+    """Whether the installed torch can use no GPU, by its version (`2.13.0+cpu`)."""
+    return (_version("torch") or "").endswith("+cpu")
+
+
+def driver_gpus() -> list[str]:
+    """Return the names of the GPUs that the driver has; empty without `nvidia-smi`."""
     if not shutil.which("nvidia-smi"):
         return []
     try:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from jobs.doctor import doctor, main, reachable, render
-from jobs.machine import Check, machine
+from jobs.machine import Check, machine, torch_gpus, torch_is_cpu_build
 
 
 def write_run(folder: Path, *, model: Path, extra: str = "") -> Path:
@@ -77,6 +77,12 @@ def test_tools_are_looked_for_on_the_path(monkeypatch: pytest.MonkeyPatch) -> No
     assert not found["prometheus"].ok
     assert not found["prometheus"].required
     assert found["torch"].ok
+
+
+def test_a_cpu_build_of_torch_sees_no_gpu() -> None:
+    if not torch_is_cpu_build():
+        pytest.skip("this torch may see GPUs")
+    assert torch_gpus() == []
 
 
 def test_a_broken_configuration_is_a_finding_that_names_the_field(
