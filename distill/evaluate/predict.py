@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import DataError
+from cluster.errors import DataError, StageError
 from distill.config import EvaluateConfig
 from distill.evaluate.engine import LORA_RANKS, EnginePlan, EngineWorker
 
@@ -39,8 +40,8 @@ def predict(
 
     if not prompts:
         raise DataError("there are no held-out prompts to evaluate on: set prompts.test above 0.")
-    if adapter is not None and rank > LORA_RANKS[-1]:
-        raise DataError(f"student.rank {rank} is above {LORA_RANKS[-1]}, the most vLLM loads.")
+    if adapter is not None:
+        _check_adapter(Path(adapter), rank)
     report = on_progress or (lambda phase, done, total: None)
     plan = EnginePlan(
         model=str(Path(model).absolute()) if Path(model).is_dir() else model,
@@ -68,16 +69,46 @@ def predict(
     answers: dict[str, list[dict[str, Any]]] = {}
     try:
         report("engine", 0, 1)
-        ray.get(worker.start.remote())
+        _get(worker.start.remote())
         report("engine", 1, 1)
         for name, path in adapters.items():
             rows = worker.answer.remote(sent, adapter=path, max_tokens=config.max_tokens)
             while not ray.wait([rows], timeout=POLL_S)[0]:
-                report(name, ray.get(worker.progress.remote()), len(prompts))
-            answers[name] = ray.get(rows)
+                report(name, _get(worker.progress.remote()), len(prompts))
+            answers[name] = _get(rows)
             report(name, len(prompts), len(prompts))
     finally:
         # Killing the actor alone would leave the engine's child process behind.
         ray.wait([worker.stop.remote()], timeout=STOP_TIMEOUT_S)
         ray.kill(worker)
     return answers
+
+
+def _check_adapter(folder: Path, rank: int) -> None:
+    # Said before an engine has been started for half a minute.
+    if rank > LORA_RANKS[-1]:
+        raise DataError(f"student.rank {rank} is above {LORA_RANKS[-1]}, the most vLLM loads.")
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        raise DataError(f"{folder} is no PEFT adapter: it has no adapter_config.json. Train first.")
+    found = int(json.loads(config.read_text(encoding="utf-8"))["r"])
+    if found > rank:
+        raise DataError(
+            f"the adapter in {folder} has rank {found}, the run's student.rank is {rank}: "
+            "it was trained with another configuration. Set student.rank to match or train again."
+        )
+
+
+def _get(reference: Any) -> Any:
+    """`ray.get` that raises what the worker raised, without Ray's traceback around it."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayActorError as error:
+        raise StageError(
+            "the process that runs vLLM ended without a word; most often the machine ran out of "
+            f"memory: free some, or lower evaluate.kv_cache_gb and evaluate.concurrency. ({error})"
+        ) from None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cluster.errors import DataError, StageError
 from distill.config import EvaluateConfig
 from distill.evaluate.predict import predict
 from distill.records import example_id
@@ -53,13 +56,42 @@ def prompt(text: str) -> dict[str, object]:
 PROMPTS = [prompt(f"Bank: 2025-03-{day} ACME USD {day * 7}.50; ERP: none") for day in range(10, 15)]
 
 
-@pytest.fixture
+def test_an_adapter_of_another_rank_is_refused_before_an_engine_starts(tmp_path: Path) -> None:
+    arguments = {
+        "model": "unused",
+        "adapter": tmp_path,
+        "rank": 8,
+        "prompts": PROMPTS,
+        "config": EvaluateConfig(),
+        "accelerator": None,
+        "max_model_len": 256,
+    }
+    with pytest.raises(DataError, match=r"no adapter_config\.json"):
+        predict(**arguments)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 16}))
+    with pytest.raises(DataError, match=r"rank 16, the run's student\.rank is 8"):
+        predict(**arguments)
+    with pytest.raises(DataError, match="no held-out prompts"):
+        predict(**(arguments | {"prompts": []}))
+
+
+@pytest.fixture(scope="module")
 def ray_runtime() -> Iterator[None]:
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # Ray's sockets lie below this folder and a socket's path has at most 107 characters.
+    folder = tempfile.mkdtemp(prefix="dse-", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 << 20,
+        log_to_driver=False,
+        _temp_dir=folder,
+    )
     yield
     ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.ray
@@ -105,3 +137,21 @@ def test_greedy_answers_equal_transformers(
     assert expected["base"] != expected["student"]
     assert seen[0] == ("engine", 0, 1)
     assert seen[-1] == ("student", 6, 6)
+
+
+@pytest.mark.ray
+@pytest.mark.model
+def test_an_engine_that_cannot_start_says_why(tmp_path: Path, ray_runtime: None) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(StageError, match="vLLM could not start with") as error:
+        predict(
+            model=str(tmp_path),
+            adapter=None,
+            rank=0,
+            prompts=PROMPTS,
+            config=EvaluateConfig(),
+            accelerator=None,
+            max_model_len=256,
+        )
+    assert "Traceback" not in str(error.value)
+    assert "model_type" in str(error.value)
