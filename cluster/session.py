@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ def ray_session(config: ClusterConfig, *, log_folder: Path | None = None) -> Ite
         yield ray.get_runtime_context().gcs_address
         return
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_ENV.items()})
+    # Torch and DeepSpeed call `ninja`, which lies beside an interpreter that nobody activated.
+    beside = str(Path(sys.executable).parent)
+    if beside not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([beside, os.environ.get("PATH", "")])
     # Inside a submitted job Ray itself says which cluster this process belongs to.
     address = os.environ.get("RAY_ADDRESS") or config.address
     if address != "local":

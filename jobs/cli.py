@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from jobs.guard import guarded
+
 OVERRIDES: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
@@ -173,8 +175,6 @@ def _load(arguments: tuple[str, ...]) -> Any:
 
 def main() -> None:
     """Entry point of the `distillery` command."""
-    from jobs.entry import guarded
-
     sys.exit(guarded(cli))
 
 

@@ -1,6 +1,6 @@
 """What every entry point shares: read the configuration, open the run, report errors as people do.
 
-    python -m jobs.train --config jobs/runs/demo.toml --train.epochs 2
+python -m jobs.train --config jobs/runs/demo.toml --train.epochs 2
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from cluster.errors import ConfigError, DistilleryError, root_cause
 from jobs.config import RunConfig, load_run_config
 from jobs.display import Display, StepProgress, engine_output_to
+from jobs.guard import guarded
 from jobs.run import Run, StageResult
 
 Work = Callable[[Run, StepProgress], StageResult]
@@ -62,19 +63,6 @@ def _errors_to_log(log: Path) -> Iterator[None]:
                 "run the same command again; what is finished is kept"
             )
         raise DistilleryError(f"{full}\nThe whole story: {log}") from error
-
-
-def guarded(action: Callable[[], None]) -> int:
-    """Run an entry point; print an error's sentence and return its exit code."""
-    try:
-        action()
-    except DistilleryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], bool]:

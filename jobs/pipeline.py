@@ -12,7 +12,8 @@ from importlib import import_module
 
 from cluster.errors import ConfigError
 from jobs.config import load_run_config
-from jobs.entry import Work, connected, guarded, opened_run, parse_arguments
+from jobs.entry import Work, connected, opened_run, parse_arguments
+from jobs.guard import guarded
 from jobs.preflight import preflight
 from jobs.run import STAGES
 from jobs.summary import print_summary
