@@ -1,0 +1,254 @@
+"""What adapters cost on CPU: base model, this project's operators and vLLM's own, taking turns.
+
+    python -m jobs.bench.lora [--model FOLDER] [--rounds N] [--no-stock]
+
+Each ratio is the median over rounds of two figures measured one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jobs.bench.report import Case, report
+
+PREFILL_TOKENS = 2048
+DECODE_TOKENS = 64
+RANKS_OF_THREE = (16, 16, 16)
+RANKS_OF_EIGHT = (8, 16, 64, 8, 16, 64, 8, 16)
+
+
+class Side:
+    """An engine process that waits for its turn."""
+
+    def __init__(self, engine: dict[str, Any], *, env: dict[str, str], log: Path) -> None:
+        self._log = log
+        with log.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "jobs.bench.lora_side"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=os.environ | env,
+            )
+        self.ask({"engine": engine})
+
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Send one command and wait for its result."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("RESULT "):
+                return json.loads(line.removeprefix("RESULT "))
+        raise SystemExit(f"the engine ended: {self._log.read_text()[-2000:]}")
+
+    def decode(self, adapters: list[str | None], *, num_tokens: int = DECODE_TOKENS) -> float:
+        """Tokens per second with requests shared out over `adapters`."""
+        command = {"measure": "decode", "adapters": adapters, "num_tokens": num_tokens}
+        return self.ask(command)["tokens_per_s"]
+
+    def prefill(self, adapter: str | None) -> dict[str, float]:
+        """Seconds and peak memory of one long prompt."""
+        command = {"measure": "prefill", "adapters": [adapter], "num_tokens": PREFILL_TOKENS}
+        return self.ask(command)
+
+    def close(self) -> None:
+        """End the engine."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+def make_adapters(model: Path, folder: Path) -> tuple[list[str], list[str]]:
+    """Write random adapters with non-zero B on all linear layers; return three and eight paths."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    paths: list[str] = []
+    for number, rank in enumerate((*RANKS_OF_THREE, *RANKS_OF_EIGHT), start=1):
+        torch.manual_seed(number)
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+        adapted = get_peft_model(base, config)
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.02)
+        path = folder / f"{number}-r{rank}"
+        adapted.save_pretrained(path)
+        paths.append(str(path))
+        base = adapted.unload()
+    return paths[: len(RANKS_OF_THREE)], paths[len(RANKS_OF_THREE) :]
+
+
+def ratios(figures: list[float], others: list[float]) -> float:
+    """Median of the rounds' quotients."""
+    return statistics.median(a / b for a, b in zip(figures, others, strict=True))
+
+
+def at_least(case: str, figure: float, *, unit: str, target: float) -> Case:
+    """Return a case that is met from `target` up."""
+    return Case(case=case, figure=figure, unit=unit, target=f">= {target:g}", ok=figure >= target)
+
+
+def at_most(case: str, figure: float, *, unit: str, target: float) -> Case:
+    """Return a case that is met up to `target`."""
+    return Case(case=case, figure=figure, unit=unit, target=f"<= {target:g}", ok=figure <= target)
+
+
+def for_comparison(case: str, figure: float, *, unit: str) -> Case:
+    """Return a case without a target."""
+    return Case(case=case, figure=figure, unit=unit)
+
+
+def measure(model: Path, folder: Path, *, rounds: int, stock: bool) -> list[Case]:
+    """Run all sides in turns and return the cases."""
+    three, eight = make_adapters(model, folder)
+    base = {
+        "model": str(model),
+        "dtype": "bfloat16",
+        "max_model_len": PREFILL_TOKENS + 64,
+        "max_num_batched_tokens": PREFILL_TOKENS + 64,
+        "max_num_seqs": 32,
+        "enable_prefix_caching": False,
+        "enforce_eager": True,
+    }
+    lora3 = base | {"enable_lora": True, "max_loras": 3, "max_cpu_loras": 8, "max_lora_rank": 16}
+    lora8 = base | {"enable_lora": True, "max_loras": 8, "max_cpu_loras": 8, "max_lora_rank": 64}
+    cache = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    # vLLM's own setting leaves the plugin out.
+    without_plugin = cache | {"VLLM_PLUGINS": "none"}
+    sides = {
+        "off": Side(base, env=without_plugin, log=folder / "off.log"),
+        "ours3": Side(lora3, env=cache, log=folder / "ours3.log"),
+        "ours8": Side(lora8, env=cache, log=folder / "ours8.log"),
+    }
+    if stock:
+        sides["stock3"] = Side(lora3, env=without_plugin, log=folder / "stock3.log")
+    try:
+        return take_turns(sides, three, eight, rounds=rounds)
+    finally:
+        for side in sides.values():
+            side.close()
+
+
+def take_turns(
+    sides: dict[str, Side], three: list[str], eight: list[str], *, rounds: int
+) -> list[Case]:
+    """Warm every side, then measure them one after the other, `rounds` times."""
+    three_mixed: list[str | None] = list(three)
+    eight_mixed: list[str | None] = list(eight)
+    turns: dict[str, tuple[str, list[str | None]]] = {
+        "base": ("off", [None]),
+        "three": ("ours3", three_mixed),
+        "base_in_lora": ("ours3", [None]),
+        "eight": ("ours8", eight_mixed),
+    }
+    if "stock3" in sides:
+        turns["stock_three"] = ("stock3", three_mixed)
+    speeds: dict[str, list[float]] = {name: [] for name in turns}
+    for side, adapters in turns.values():
+        sides[side].decode(adapters, num_tokens=8)
+    for number in range(rounds):
+        for name, (side, adapters) in turns.items():
+            if name != "stock_three" or number == 0:
+                speeds[name].append(sides[side].decode(adapters))
+                print(f"decode {name}: {speeds[name][-1]:.0f} tok/s", file=sys.stderr, flush=True)
+
+    prefills: dict[str, list[dict[str, float]]] = {"base": [], "one": [], "base_in_lora": []}
+    for side, adapter in (("off", None), ("ours3", None), ("ours3", three[0])):
+        sides[side].prefill(adapter)
+    for _ in range(rounds):
+        prefills["base"].append(sides["off"].prefill(None))
+        prefills["one"].append(sides["ours3"].prefill(three[0]))
+        prefills["base_in_lora"].append(sides["ours3"].prefill(None))
+        print(f"prefill {[p[-1] for p in prefills.values()]}", file=sys.stderr, flush=True)
+    seconds = {name: [p["seconds"] for p in of] for name, of in prefills.items()}
+    peaks = {name: max(p["peak_mib"] for p in of) for name, of in prefills.items()}
+
+    cases = [
+        for_comparison("decode base", statistics.median(speeds["base"]), unit="tok/s"),
+        at_least(
+            "decode, 3 adapters / base",
+            ratios(speeds["three"], speeds["base"]),
+            unit="ratio",
+            target=0.85,
+        ),
+        at_least(
+            "decode, 8 adapters of ranks 8, 16, 64 / base",
+            ratios(speeds["eight"], speeds["base"]),
+            unit="ratio",
+            target=0.70,
+        ),
+        at_least(
+            "prefill of 2,048, one adapter / base",
+            ratios(seconds["base"], seconds["one"]),
+            unit="ratio",
+            target=0.90,
+        ),
+        at_most(
+            "extra peak memory at that prefill",
+            peaks["one"] - peaks["base_in_lora"],
+            unit="MiB",
+            target=100,
+        ),
+        at_least(
+            "base-only with LoRA on / off",
+            ratios(speeds["base_in_lora"], speeds["base"]),
+            unit="ratio",
+            target=0.97,
+        ),
+    ]
+    if "stock3" in sides:
+        before = sides["stock3"].prefill(None)
+        adapted = sides["stock3"].prefill(three[0])
+        cases += [
+            for_comparison(
+                "vLLM's own: decode, 3 adapters / base",
+                speeds["stock_three"][0] / speeds["base"][0],
+                unit="ratio",
+            ),
+            for_comparison(
+                "vLLM's own: prefill, one adapter / base",
+                statistics.median(seconds["base"]) / adapted["seconds"],
+                unit="ratio",
+            ),
+            for_comparison(
+                "vLLM's own: extra peak memory at that prefill",
+                adapted["peak_mib"] - before["peak_mib"],
+                unit="MiB",
+            ),
+        ]
+    return cases
+
+
+def main() -> None:
+    """Measure, print the table, exit with 1 if a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = Path(".cache/models/SmolLM2-135M-Instruct")
+    parser.add_argument("--model", type=Path, default=default)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-stock", action="store_true", help="leave out vLLM's own operators")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="distillery-bench-") as folder:
+        cases = measure(
+            options.model, Path(folder), rounds=options.rounds, stock=not options.no_stock
+        )
+    sys.exit(report("lora", cases))
+
+
+if __name__ == "__main__":
+    main()
