@@ -81,8 +81,8 @@ class _Call:
 
     @property
     def headers(self) -> dict[str, str]:
-        served = {MODEL_HEADER: self.target.served_name} if self.target else {}
-        return served | {REQUEST_ID_HEADER: self.request_id}
+        # Serve's proxy passes the request id in, or makes one, and sends it back by itself.
+        return {MODEL_HEADER: self.target.served_name} if self.target else {}
 
 
 @ray_serve.ingress(api)
@@ -120,7 +120,18 @@ class Gateway:
                 model_id.partition("@")[0], seconds=seconds, ok=ok
             ),
         )
-        self._following = asyncio.create_task(self._watcher.run(poll_s=config.alias_poll_s))
+        self._following = asyncio.create_task(self._follow(replicas))
+
+    async def _follow(self, replicas: DeploymentHandle) -> None:
+        """Wait for the first warm replica, then follow the registry."""
+        while True:
+            try:
+                if await call_every_replica(replicas, "resident_adapters"):
+                    break
+            except Exception as error:
+                log.info("no replica answers yet (%s)", type(error).__name__)
+            await asyncio.sleep(self._config.alias_poll_s)
+        await self._watcher.run(poll_s=self._config.alias_poll_s)
 
     async def __del__(self) -> None:
         self._following.cancel()

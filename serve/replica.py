@@ -86,6 +86,10 @@ class ModelReplica(LLMServer):
                 log.error("%s is not served: %s", model_id, reason)
         log.info("engine up after %.1f s, warm %.1f s", engine_s, time.monotonic() - started)
 
+    async def _start_engine(self) -> None:
+        # Ray's own would also start a process that imports vLLM, to send usage statistics.
+        await self.engine.start()
+
     def _aliased(self) -> list[str]:
         """Ids that aliases point at, `prod` first, as many as fit."""
         found: list[tuple[bool, str]] = []
@@ -155,15 +159,18 @@ class ModelReplica(LLMServer):
 
     async def _warm(self, model_id: str | None) -> None:
         """Generate: the first batch compiles and pages in kernels, for up to half a minute."""
-        name = model_id or self._llm_config.model_id
-        lengths = [4] if model_id else [4, 64, len(WARM_PROMPT)]
-        for chars in lengths:
+        # Sampling is compiled when it is first used, apart from greedy decoding.
+        greedy, sampled = {"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9, "logprobs": 1}
+        prompts = [(WARM_PROMPT[:4], greedy)]
+        if model_id is None:
+            prompts += [(WARM_PROMPT, greedy), (WARM_PROMPT[:64], sampled), (WARM_PROMPT[:64], {})]
+        for prompt, sampling in prompts:
             request = CompletionRequest(
-                model=name, prompt=WARM_PROMPT[:chars], max_tokens=2, temperature=0.0
+                model=model_id or self._llm_config.model_id, prompt=prompt, max_tokens=2, **sampling
             )
             answer = await self.engine._oai_serving_completion.create_completion(request, None)
             if isinstance(answer, ErrorResponse):
-                raise RuntimeError(f"{name} does not answer: {answer.error.message}")
+                raise RuntimeError(f"{request.model} does not answer: {answer.error.message}")
 
     async def answer(
         self, route: str, payload: dict[str, Any], model_id: str | None, request_id: str

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from serve.errors import ApiError, bad_request
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+UNSAFE_IN_ID = re.compile(r"[^A-Za-z0-9._:-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,8 @@ def parse_body(body: bytes, *, max_bytes: int) -> ApiRequest:
 
 
 def request_id_of(header: str | None) -> str:
-    """Return the client's request id if it is a plain one, otherwise a new one."""
-    if header and REQUEST_ID.fullmatch(header):
-        return header
-    return uuid.uuid4().hex
+    """Return the client's request id as far as it is safe in a log, or a new one."""
+    return UNSAFE_IN_ID.sub("", header or "")[:128] or uuid.uuid4().hex
 
 
 def prompt_messages(payload: dict[str, Any]) -> list[dict[str, str]]:

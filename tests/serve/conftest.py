@@ -21,11 +21,17 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 
-def free_port() -> int:
+def unused_port() -> int:
     """Return a TCP port of the loopback interface that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Function that returns an unused port."""
+    return unused_port
 
 
 @dataclass(frozen=True)
@@ -35,14 +41,14 @@ class RayRuntime:
     metrics_port: int
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def ray_runtime() -> Iterator[RayRuntime]:
     """Ray with 8 logical CPUs and metrics every second, stopped at the end."""
     import ray
 
     # Ray's sockets lie below this folder and a socket's path has at most 107 characters.
     folder = tempfile.mkdtemp(prefix="ds-", dir="/tmp")
-    port = free_port()
+    port = unused_port()
     ray.init(
         address="local",
         num_cpus=8,
