@@ -67,6 +67,7 @@ def train(
     checkpoints = folder / "checkpoints"
     made_from = _fingerprint(config, train, records, validation)
     _claim(checkpoints, made_from)
+    _drop_half_snapshot(checkpoints)
     done = _finished(folder, made_from)
     if done is not None:
         return done
@@ -120,6 +121,8 @@ def _fit(
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    # Ray's minute is too short for a cluster that first has to add a node.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     try:
         task = ray.remote(num_cpus=0, num_returns=2)(prepare)
         summary_ref, data_ref = task.options(
@@ -217,6 +220,17 @@ def _claim(checkpoints: Path, made_from: dict[str, str]) -> None:
             )
         return
     _write_json(marker, made_from)
+
+
+def _drop_half_snapshot(checkpoints: Path) -> None:
+    """Remove Ray Train's list of checkpoints if a killed driver left half of it: start over."""
+    snapshot = checkpoints / "checkpoint_manager_snapshot.json"
+    try:
+        json.loads(snapshot.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        snapshot.unlink()
 
 
 def _finished(folder: Path, made_from: dict[str, str]) -> TrainResult | None:
