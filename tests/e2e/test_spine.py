@@ -128,7 +128,9 @@ def test_one_example_can_be_followed_through_every_artefact(workspace):
 
 def test_a_gate_that_fails_publishes_nothing_and_exits_3(workspace):
     output = workspace.run("--gates.max_validation_loss", "0.0001", code=3)
-    assert "max_validation_loss" in output or "validation loss" in output
+    assert "the student may not ship" in output
+    assert "0.0001" in output
+    assert "FAILED" in output
     listed = workspace.distillery("adapters", "list", *workspace.registry)
     assert "reconcile@v2" not in listed
 
