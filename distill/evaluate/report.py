@@ -16,6 +16,7 @@ MARKDOWN_FILE = "evaluation.md"
 REPORT_FILE = "report.html"
 TEMPLATE = "report.html.j2"
 NONE = "–"
+MODEL_LATENCY_S = 1e-3
 
 COLUMNS = {
     "schema_valid": "schema-valid",
@@ -151,6 +152,8 @@ def _latency_chart(predictions: dict[str, list[Row]]) -> str:
     lines = [
         Line(name, name, cumulative([r["latency_s"] for r in rows if r["latency_s"]]))
         for name, rows in predictions.items()
+        # A program answers in microseconds; on one axis with models it would squeeze them.
+        if max((r["latency_s"] or 0.0 for r in rows), default=0.0) >= MODEL_LATENCY_S
     ]
     return line_chart(
         lines,
