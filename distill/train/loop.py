@@ -305,8 +305,10 @@ def _skip_shared_memory_build() -> None:
 
 def _append(path: Path, row: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    # JSON knows no NaN.
+    finite = {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(finite) + "\n")
 
 
 def _keep_rows(path: Path, *, up_to_step: int) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ConfigError, StageError, root_cause
+from cluster.errors import ConfigError, DistilleryError, StageError, root_cause
 from cluster.storage import digest_of
 from distill.config import StudentConfig, TrainConfig
 from distill.train.loop import CURVES, STARTS, WorkerConfig, run_worker
@@ -80,12 +80,6 @@ def train(
             validation=validation,
             folder=folder,
             accelerator=accelerator,
-        )
-    if outcome["stopped"] == "not_finite":
-        ids = ", ".join(outcome["example_ids"][:20])
-        raise StageError(
-            f"the loss is not a number at step {outcome['step'] + 1}; the batch held {ids}. "
-            "Look at these records; lower train.learning_rate or train.max_grad_norm"
         )
     _replace_folder(Path(best["path"]) / "adapter", folder / "adapter")
     starts = (checkpoints / STARTS).read_text().splitlines()
@@ -161,13 +155,26 @@ def _fit(
         result = trainer.fit()
     except Exception as error:
         cause = root_cause(error)
-        if isinstance(cause, (ConfigError, StageError)) or cause.__class__.__name__ == "DataError":
+        # Ray raises a class that is both its own and ours; ours alone has the plain message.
+        cause = getattr(cause, "cause", None) or cause
+        if isinstance(cause, DistilleryError):
             raise cause from None
         raise StageError(f"training failed: {type(cause).__name__}: {cause}") from error
+    outcome = dict(result.return_value)
+    _raise_if_not_finite(outcome)
     kept = result.best_checkpoints or []
     checkpoint, metrics = min(kept, key=lambda pair: pair[1]["validation_loss"])
     best = {"path": checkpoint.path, **metrics}
-    return summary, dict(result.return_value), best
+    return summary, outcome, best
+
+
+def _raise_if_not_finite(outcome: dict[str, Any]) -> None:
+    if outcome["stopped"] == "not_finite":
+        ids = ", ".join(outcome["example_ids"][:20])
+        raise StageError(
+            f"the loss is not a number at step {outcome['step'] + 1}; the batch held {ids}. "
+            "Look at these records; lower train.learning_rate or train.max_grad_norm"
+        )
 
 
 def _worker_environment(train: TrainConfig, accelerator: str | None) -> dict[str, str]:
