@@ -9,9 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-WINDOW_STEPS = 8
-"""Steps whose records are sorted by length together: more saves padding, less mixes better."""
-
 Step = list[list[list[int]]]
 """`step[worker][micro]` lists record indices; every worker has equally many micro-batches."""
 
@@ -25,22 +22,16 @@ def plan_epoch(
     workers: int,
     micro_batch_size: int,
 ) -> list[Step]:
-    """Shuffle the records by (seed, epoch) and cut them into optimiser steps of like lengths.
+    """Shuffle the records by (seed, epoch) and cut them into optimiser steps.
 
-    `lengths` are tokens a record. The records are shuffled, sorted by length within windows of
-    `WINDOW_STEPS` steps, cut, and the steps shuffled again. One step may be smaller than
-    `batch_size`.
+    `lengths` are tokens a record. Steps are drawn from all records alike: sorting by length across
+    steps would save padding, but length goes with the class in many tasks, and a step of one class
+    undoes what the step before it taught (docs/log.md). The last step may be smaller.
     """
     draw = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
     draw.shuffle(order)
-    window = WINDOW_STEPS * batch_size
-    for start in range(0, len(order), window):
-        order[start : start + window] = sorted(
-            order[start : start + window], key=lambda i: lengths[i]
-        )
     steps = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    draw.shuffle(steps)
     return [deal(step, lengths, workers, micro_batch_size) for step in steps]
 
 

@@ -23,6 +23,8 @@ from distill.train.encode import Encoded
 STATE_TAG = "deepspeed"
 CURVES = "curves.jsonl"
 STARTS = "starts.jsonl"
+TRIM_EVERY = 10
+"""Steps between two returns of free memory to the system."""
 
 
 @dataclass
@@ -178,6 +180,8 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
             if broken:
                 return {**asdict(position), "stopped": "not_finite", "example_ids": broken}
             engine.step()
+            if device.type == "cpu" and position.step % TRIM_EVERY == 0:
+                _return_free_memory()
 
             position.step += 1
             position.tokens += num_tokens
@@ -301,6 +305,15 @@ def _skip_shared_memory_build() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _return_free_memory() -> None:
+    """Return freed pages: batches of changing width leave holes that nothing fits again."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim is not None:
+        trim(0)
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
