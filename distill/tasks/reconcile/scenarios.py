@@ -136,9 +136,9 @@ def _stale(rng: random.Random) -> Lines:
 
 # Weight (of 50) and maker. Those that end in an escalation are more than a tenth of all.
 SCENARIOS: dict[str, tuple[int, Callable[[random.Random], Lines]]] = {
-    "timing": (8, _timing),
+    "timing": (7, _timing),
     "timing_limit": (2, _timing_limit),
-    "weekend": (3, _weekend),
+    "weekend": (2, _weekend),
     "year_end": (4, _year_end),
     "missing": (7, _missing),
     "rounding": (7, _rounding),
@@ -147,8 +147,8 @@ SCENARIOS: dict[str, tuple[int, Callable[[random.Random], Lines]]] = {
     "duplicate": (4, _duplicate),
     "other_vendor": (3, _other_vendor),
     "two_currencies": (3, _two_currencies),
-    "material": (2, _material),
-    "stale": (2, _stale),
+    "material": (3, _material),
+    "stale": (3, _stale),
 }
 
 
