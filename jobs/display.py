@@ -48,9 +48,7 @@ class Display:
         else:
             yield _Lines(self.console, title)
 
-    def table(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
-    ) -> None:
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print a table; every column after the first is aligned right."""
         table = Table(title=title, title_justify="left", title_style="bold")
         for index, column in enumerate(columns):

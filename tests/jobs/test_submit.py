@@ -57,11 +57,11 @@ def head():
         while True:
             assert process.poll() is None
             assert time.monotonic() < deadline, "the dashboard does not answer"
-            try:
-                if httpx.get(f"{url}/api/version", timeout=2).status_code == 200:
+            with contextlib.suppress(httpx.HTTPError):
+                # 401 where Ray asks for a token, which its own client then sends.
+                if httpx.get(f"{url}/api/version", timeout=2).status_code in (200, 401):
                     break
-            except httpx.HTTPError:
-                time.sleep(1)
+            time.sleep(1)
         yield url
     finally:
         session = os.getsid(process.pid)
