@@ -16,7 +16,7 @@ ROWS_PER_TILE = 4
 """`ROWS` of kernel.cpp."""
 LONG_RUN_ROWS = 128
 """From here on a run of one adapter's rows is multiplied on its own: at this length the work on
-the other adapters' columns costs more than further calls (measured, docs/log-lora.md)."""
+the other adapters' columns costs more than further calls (an estimate: docs/log.md)."""
 
 
 @dataclass(frozen=True)
