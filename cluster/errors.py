@@ -51,7 +51,9 @@ def root_cause(error: BaseException) -> BaseException:
     current = error
     while id(current) not in seen:
         seen.add(id(current))
-        if isinstance(current, DistilleryError):
+        # Ray's wrapper is also an instance of what it wraps, with a remote traceback as its text.
+        wrapped = isinstance(getattr(current, "cause", None), BaseException)
+        if isinstance(current, DistilleryError) and not wrapped:
             return current
         failures = getattr(current, "worker_failures", None)
         inner = (
