@@ -98,7 +98,7 @@ def batches(draw):
     }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(batches(), st.sampled_from([1.0, 0.5]), st.booleans())
 def test_any_mixture_equals_one_by_one(batch, scale, compiled):
     dtype, widths, slots = batch["dtype"], batch["widths"], batch["slots"]
@@ -116,7 +116,7 @@ def test_any_mixture_equals_one_by_one(batch, scale, compiled):
     assert torch.equal(y[untouched], before), "base-only rows must keep every bit"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(batches())
 def test_shrink_and_expand_apart_as_tensor_parallel_layers_call_them(batch):
     dtype, widths, slots = batch["dtype"], batch["widths"], batch["slots"]
@@ -136,7 +136,7 @@ def test_shrink_and_expand_apart_as_tensor_parallel_layers_call_them(batch):
     assert_near(y, want, dtype)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(batches())
 def test_embedding_and_logits(batch):
     dtype, width, slots = batch["dtype"], batch["widths"][0], batch["slots"]
