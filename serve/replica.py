@@ -36,6 +36,8 @@ log = logging.getLogger("ray.serve")
 
 CHUNK_S = 0.01
 WARM_PROMPT = "Reconcile the bank line with the ERP line. " * 8
+WARM_BATCH = 8
+SAMPLED = {"temperature": 1.0, "top_p": 0.9, "logprobs": 1}
 
 
 class ModelReplica(LLMServer):
@@ -159,18 +161,22 @@ class ModelReplica(LLMServer):
 
     async def _warm(self, model_id: str | None) -> None:
         """Generate: the first batch compiles and pages in kernels, for up to half a minute."""
-        # Sampling is compiled when it is first used, apart from greedy decoding.
-        greedy, sampled = {"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9, "logprobs": 1}
-        prompts = [(WARM_PROMPT[:4], greedy)]
+        name = model_id or self._llm_config.model_id
+        greedy = {"temperature": 0.0}
+        # Sampling is compiled when it is first used, apart from greedy decoding; a batch runs
+        # other kernels than one request, and each length of prompt others again.
+        rounds = [[(WARM_PROMPT[:4], greedy)]]
         if model_id is None:
-            prompts += [(WARM_PROMPT, greedy), (WARM_PROMPT[:64], sampled), (WARM_PROMPT[:64], {})]
-        for prompt, sampling in prompts:
-            request = CompletionRequest(
-                model=model_id or self._llm_config.model_id, prompt=prompt, max_tokens=2, **sampling
-            )
-            answer = await self.engine._oai_serving_completion.create_completion(request, None)
-            if isinstance(answer, ErrorResponse):
-                raise RuntimeError(f"{request.model} does not answer: {answer.error.message}")
+            rounds.append([(WARM_PROMPT, greedy), (WARM_PROMPT, SAMPLED), (WARM_PROMPT[:64], {})])
+            rounds.append([(WARM_PROMPT[: 48 * n], greedy) for n in range(1, WARM_BATCH + 1)])
+        for batch in rounds:
+            await asyncio.gather(*(self._generate(name, prompt, s) for prompt, s in batch))
+
+    async def _generate(self, name: str, prompt: str, sampling: dict[str, Any]) -> None:
+        request = CompletionRequest(model=name, prompt=prompt, max_tokens=4, **sampling)
+        answer = await self.engine._oai_serving_completion.create_completion(request, None)
+        if isinstance(answer, ErrorResponse):
+            raise RuntimeError(f"{name} does not answer: {answer.error.message}")
 
     async def answer(
         self, route: str, payload: dict[str, Any], model_id: str | None, request_id: str
