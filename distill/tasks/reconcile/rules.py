@@ -39,9 +39,9 @@ def decide(variables: dict[str, Any]) -> tuple[str, float, str, str, str]:
         reason = f"Amounts {variables['difference']} apart, at most 1.00."
         return "ROUNDING", 0.95, "IAS 8", reason, "write_off"
     if bank["date"][:4] != erp["date"][:4]:
-        reason = f"Same amount, {gap} days apart over year-end."
+        reason = f"Gap of {gap} days over year-end, same amount."
         return "TIMING_DIFFERENCE", 0.95, "IAS 10", reason, "carry_forward"
-    return "TIMING_DIFFERENCE", 0.95, "IAS 7", f"Same amount, {gap} days apart.", "carry_forward"
+    return "TIMING_DIFFERENCE", 0.95, "IAS 7", f"Gap of {gap} days, same amount.", "carry_forward"
 
 
 def answer(variables: dict[str, Any]) -> str:

@@ -136,31 +136,37 @@ def _stale(rng: random.Random) -> Lines:
 
 # Weight (of 50) and maker. Those that end in an escalation are more than a tenth of all.
 SCENARIOS: dict[str, tuple[int, Callable[[random.Random], Lines]]] = {
-    "timing": (7, _timing),
-    "timing_limit": (2, _timing_limit),
+    "timing": (6, _timing),
+    "timing_limit": (4, _timing_limit),
     "weekend": (2, _weekend),
     "year_end": (4, _year_end),
-    "missing": (7, _missing),
-    "rounding": (7, _rounding),
+    "missing": (5, _missing),
+    "rounding": (5, _rounding),
     "rounding_limit": (2, _rounding_limit),
     "unexplained": (3, _unexplained),
-    "duplicate": (4, _duplicate),
-    "other_vendor": (3, _other_vendor),
-    "two_currencies": (3, _two_currencies),
-    "material": (3, _material),
-    "stale": (3, _stale),
+    "duplicate": (3, _duplicate),
+    "other_vendor": (4, _other_vendor),
+    "two_currencies": (4, _two_currencies),
+    "material": (4, _material),
+    "stale": (4, _stale),
 }
 
 
 def _compare(bank: dict[str, Any], erp: dict[str, Any] | None) -> dict[str, Any]:
-    """Add what a matching engine hands on: the gap in days and the absolute difference."""
+    """Add what a matching engine hands on: what agrees, the gap and the absolute difference."""
     difference = abs(bank["amount"] - erp["amount"]) if erp else None
     return {
         "bank": _shown(bank),
         "erp": _shown(erp) if erp else None,
         "gap_days": abs((bank["date"] - erp["date"]).days) if erp else None,
         "difference": f"{difference:,.2f}" if difference is not None else None,
+        "vendor": _same(bank, erp, "vendor"),
+        "currency": _same(bank, erp, "currency"),
     }
+
+
+def _same(bank: dict[str, Any], erp: dict[str, Any] | None, name: str) -> str | None:
+    return None if erp is None else "same" if bank[name] == erp[name] else "other"
 
 
 def _shown(line: dict[str, Any]) -> dict[str, Any]:
