@@ -14,8 +14,11 @@ from urllib.parse import urlsplit
 from cluster.errors import ConfigError, PrerequisiteError
 from jobs.config import RunConfig, load_run_config
 
-# What a job does not need; the rest of the folder travels with it.
-EXCLUDED = [".venv", ".git", ".cache", "runs", "registry", "build", "tests", "docs", "**/*.parquet"]
+# What a job does not need, as .gitignore patterns; the rest of the folder travels with it.
+EXCLUDED = [
+    "/.venv", "/.git", "/.cache", "/runs", "/registry", "/build", "/tests", "/docs",
+    ".*_cache", "/.hypothesis", "*.parquet",
+]  # fmt: skip
 
 
 def submit_run(

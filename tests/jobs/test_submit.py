@@ -53,7 +53,7 @@ def head():
     )  # fmt: skip
     url = f"http://127.0.0.1:{dashboard}"
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while True:
             assert process.poll() is None
             assert time.monotonic() < deadline, "the dashboard does not answer"
