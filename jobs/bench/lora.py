@@ -130,7 +130,7 @@ def measure(model: Path, folder: Path, *, rounds: int, stock: bool) -> list[Case
     lora8 = base | {"enable_lora": True, "max_loras": 8, "max_cpu_loras": 8, "max_lora_rank": 64}
     cache = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     # vLLM's own setting leaves the plugin out.
-    without_plugin = cache | {"VLLM_PLUGINS": "none"}
+    without_plugin = cache | {"VLLM_PLUGINS": "distillery_cpu_amx"}
     sides = {
         "off": Side(base, env=without_plugin, log=folder / "off.log"),
         "ours3": Side(lora3, env=cache, log=folder / "ours3.log"),
