@@ -7,8 +7,9 @@ import ipaddress
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.errors import ConfigError, PrerequisiteError
@@ -50,7 +51,8 @@ def submit_run(
     python = sys.executable if is_loopback(address) else "python"
     command = [python, "-m", "jobs.cli", "run", *files, "--until", until]
     command += ["--cluster.address", "auto", *overrides, *paths]
-    job = client.submit_job(
+    job = _once_an_agent_runs(
+        client.submit_job,
         entrypoint=shlex.join(command),
         runtime_env={"working_dir": ".", "excludes": EXCLUDED},
         metadata={"distillery_run": config.run.name},
@@ -75,6 +77,19 @@ def _send_token_if_there_is_one() -> None:
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if named or (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _once_an_agent_runs(submit: Callable[..., str], **job: Any) -> str:
+    """Submit; a head that was just started says for a while that it has no agent for jobs yet."""
+    from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_fixed
+
+    patient = retry(
+        retry=retry_if_exception_message(match="(?s).*No available agent"),
+        stop=stop_after_delay(90),
+        wait=wait_fixed(2),
+        reraise=True,
+    )
+    return str(patient(submit)(**job))
 
 
 async def _follow(client: object, job: str) -> None:
