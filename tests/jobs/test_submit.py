@@ -38,40 +38,57 @@ def test_relative_paths_are_refused_for_a_cluster_elsewhere():
     assert str(Path("runs").absolute()) in _paths(config, loopback=True)
 
 
-@pytest.fixture
-def head():
+class Head:
     """A Ray head in its own folder and on its own ports, stopped by its process ids."""
-    folder = tempfile.mkdtemp(prefix="dsh-", dir="/tmp")
-    dashboard, gcs = free_port(), free_port()
-    ray = Path(sys.executable).with_name("ray")
-    process = subprocess.Popen(
-        [str(ray), "start", "--head", "--block", f"--port={gcs}", "--num-cpus=4",
-         f"--dashboard-port={dashboard}", "--include-dashboard=true", f"--temp-dir={folder}",
-         "--object-store-memory=200000000", "--disable-usage-stats",
-         f"--dashboard-agent-listen-port={free_port()}"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    url = f"http://127.0.0.1:{dashboard}"
-    try:
+
+    def __init__(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="dsh-", dir="/tmp")
+        dashboard = free_port()
+        self.url = f"http://127.0.0.1:{dashboard}"
+        self.log = Path(self.folder) / "start.log"
+        self.process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
+             f"--port={free_port()}", "--num-cpus=4", f"--dashboard-port={dashboard}",
+             "--include-dashboard=true", f"--temp-dir={self.folder}/r", "--disable-usage-stats",
+             "--object-store-memory=200000000", f"--dashboard-agent-listen-port={free_port()}"],
+            stdout=self.log.open("w"), stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def answers(self) -> bool:
+        """Wait for the dashboard; False if the head ended, as when a port was taken meanwhile."""
         deadline = time.monotonic() + 240
-        while True:
-            assert process.poll() is None
-            assert time.monotonic() < deadline, "the dashboard does not answer"
+        while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
                 # 401 where Ray asks for a token, which its own client then sends.
-                if httpx.get(f"{url}/api/version", timeout=2).status_code in (200, 401):
-                    break
+                if httpx.get(f"{self.url}/api/version", timeout=2).status_code in (200, 401):
+                    return True
             time.sleep(1)
-        yield url
-    finally:
-        session = os.getsid(process.pid)
-        process.send_signal(signal.SIGTERM)
+        return False
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        left = subprocess.run(["pgrep", "-s", str(session)], capture_output=True, text=True)
+            self.process.wait(30)
+        session = str(self.process.pid)  # it was started as the leader of one
+        left = subprocess.run(["pgrep", "-s", session], capture_output=True, text=True)
         for child in left.stdout.split():
-            os.kill(int(child), signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def head():
+    said = ""
+    for _ in range(3):  # a free port can be taken before Ray gets to it
+        started = Head()
+        if started.answers():
+            yield started.url
+            started.stop()
+            return
+        said = started.log.read_text()[-2000:]
+        started.stop()
+    pytest.fail(f"ray start --head does not come up: {said}")
 
 
 @pytest.mark.ray
