@@ -38,6 +38,10 @@ NEUTRAL = {
     "train": {"max_failures", "keep_checkpoints"},
 }
 
+# What a stage would otherwise resume from or return as it is, when it is asked to do it again.
+# Answers of a teacher are not among them: what was paid for is kept.
+RESUMED_FROM = {"train": ("checkpoints", "train.json")}
+
 
 @dataclass(frozen=True)
 class StageResult:
@@ -99,6 +103,9 @@ class Run:
         if done is not None and not again:
             self.display.say(f"✓ {stage:<9} {done.note} (done before)")
             return done
+        if again:
+            for path in RESUMED_FROM.get(stage, ()):
+                self.store.remove(path)
         self.write_config()
         self.point_latest()
         start = time.monotonic()
