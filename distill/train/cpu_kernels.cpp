@@ -86,20 +86,21 @@ void swiglu_backward(bf16* gu, bf16* da, int64_t M, int64_t F) {
 }
 
 // Rotate queries and keys (Su et al. 2021, halves convention) and split rows of [q | k | v] into
-// head-major q [B,H,T,W], k and v [B,K,T,W]. cos and sin are [T,W/2].
+// heads. A segment of L rows that starts at row `first` becomes q [H,L,W] at q + first*H*W, and so
+// for k and v [K,L,W]; `segments` holds (first, L) of each row's segment. cos and sin are [M,W/2].
 // back != 0 goes the other way: from head-major gradients to rows, rotating by the negative angle.
-void rotate_split(bf16* qkv, bf16* q, bf16* k, bf16* v, const float* cos, const float* sin,
-                  int64_t B, int64_t T, int64_t H, int64_t K, int64_t W, int32_t back) {
+void rotate_split(bf16* qkv, bf16* q, bf16* k, bf16* v, const int64_t* segments, const float* cos,
+                  const float* sin, int64_t M, int64_t H, int64_t K, int64_t W, int32_t back) {
     const int64_t half = W / 2, row = (H + 2 * K) * W;
 #pragma omp parallel for
-    for (int64_t bt = 0; bt < B * T; ++bt) {
-        const int64_t b = bt / T, t = bt % T;
-        const float *c = cos + t * half, *s = sin + t * half;
+    for (int64_t m = 0; m < M; ++m) {
+        const int64_t first = segments[2 * m], L = segments[2 * m + 1], t = m - first;
+        const float *c = cos + m * half, *s = sin + m * half;
         for (int64_t h = 0; h < H + 2 * K; ++h) {
-            bf16* mine = qkv + bt * row + h * W;
-            bf16* theirs = h < H       ? q + ((b * H + h) * T + t) * W
-                           : h < H + K ? k + ((b * K + h - H) * T + t) * W
-                                       : v + ((b * K + h - H - K) * T + t) * W;
+            bf16* mine = qkv + m * row + h * W;
+            bf16* theirs = h < H       ? q + (first * H + h * L + t) * W
+                           : h < H + K ? k + (first * K + (h - H) * L + t) * W
+                                       : v + (first * K + (h - H - K) * L + t) * W;
             const bf16* from = back ? theirs : mine;
             bf16* to = back ? mine : theirs;
             if (h >= H + K) {
@@ -116,12 +117,13 @@ void rotate_split(bf16* qkv, bf16* q, bf16* k, bf16* v, const float* cos, const 
     }
 }
 
-// In place softmax of scores [N,T,T] under the causal mask; what is masked becomes zero.
-void causal_softmax(bf16* scores, int64_t N, int64_t T, float scale) {
+// In place softmax of scores [N,T,S]: query t is place S-T+t and sees the places up to itself; what
+// is masked becomes zero.
+void causal_softmax(bf16* scores, int64_t N, int64_t T, int64_t S, float scale) {
 #pragma omp parallel for
     for (int64_t i = 0; i < N * T; ++i) {
-        bf16* s = scores + i * T;
-        const int64_t n = i % T + 1;
+        bf16* s = scores + i * S;
+        const int64_t n = S - T + i % T + 1;
         float top = -3.0e38f, sum = 0;
         for (int64_t j = 0; j < n; ++j) {
             const float x = up(s[j]);
@@ -134,21 +136,22 @@ void causal_softmax(bf16* scores, int64_t N, int64_t T, float scale) {
         }
         const float inverse = 1.0f / sum;
         for (int64_t j = 0; j < n; ++j) s[j] = down(up(s[j]) * inverse);
-        for (int64_t j = n; j < T; ++j) s[j] = 0;
+        for (int64_t j = n; j < S; ++j) s[j] = 0;
     }
 }
 
 // In place: the gradient of probabilities p becomes that of the unscaled scores.
-void causal_softmax_backward(const bf16* p, bf16* grad, int64_t N, int64_t T, float scale) {
+void causal_softmax_backward(const bf16* p, bf16* grad, int64_t N, int64_t T, int64_t S,
+                             float scale) {
 #pragma omp parallel for
     for (int64_t i = 0; i < N * T; ++i) {
-        const bf16* pi = p + i * T;
-        bf16* g = grad + i * T;
-        const int64_t n = i % T + 1;
+        const bf16* pi = p + i * S;
+        bf16* g = grad + i * S;
+        const int64_t n = S - T + i % T + 1;
         float dot = 0;
         for (int64_t j = 0; j < n; ++j) dot += up(pi[j]) * up(g[j]);
         for (int64_t j = 0; j < n; ++j) g[j] = down(scale * up(pi[j]) * (up(g[j]) - dot));
-        for (int64_t j = n; j < T; ++j) g[j] = 0;
+        for (int64_t j = n; j < S; ++j) g[j] = 0;
     }
 }
 

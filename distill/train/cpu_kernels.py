@@ -108,28 +108,37 @@ def swiglu_backward(gate_up_M_2F: torch.Tensor, grad_M_F: torch.Tensor) -> None:
 
 
 def rotate_split(
-    qkv: torch.Tensor,
+    qkv_M_R: torch.Tensor,
     heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     *,
+    segments_M_2: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
     back: bool,
 ) -> None:
-    """Rows `qkv` [B·T, (H+2K)·W] to rotated heads q [B,H,T,W], k, v [B,K,T,W]; or back."""
+    """Rows `qkv` to rotated heads q [M·H·W], k and v [M·K·W], head-major a segment; or back.
+
+    `segments` says of each row where its segment starts and how long it is, int64.
+    """
     q, k, v = heads
-    batch, num_q, time, width = q.shape
-    _call("rotate_split", qkv, q, k, v, cos, sin, batch, time, num_q, k.shape[1], width, back)
+    rows, width = len(qkv_M_R), 2 * cos.shape[1]
+    num_q, num_kv = q.numel() // (rows * width), k.numel() // (rows * width)
+    _call(
+        "rotate_split", qkv_M_R, q, k, v, segments_M_2, cos, sin, rows, num_q, num_kv, width, back
+    )
 
 
-def causal_softmax(scores_N_T_T: torch.Tensor, scale: float) -> torch.Tensor:
-    """Turn scores into probabilities, in place."""
-    _call("causal_softmax", scores_N_T_T, *scores_N_T_T.shape[:2], scale)
-    return scores_N_T_T
+def causal_softmax(scores_N_T_S: torch.Tensor, scale: float) -> torch.Tensor:
+    """Turn scores into probabilities, in place; the T queries are the last of the S places."""
+    _call("causal_softmax", scores_N_T_S, *scores_N_T_S.shape, scale)
+    return scores_N_T_S
 
 
-def causal_softmax_backward(p: torch.Tensor, grad: torch.Tensor, scale: float) -> torch.Tensor:
+def causal_softmax_backward(
+    p_N_T_S: torch.Tensor, grad: torch.Tensor, scale: float
+) -> torch.Tensor:
     """Turn the gradient of probabilities into that of the unscaled scores, in place."""
-    _call("causal_softmax_backward", p, grad, *p.shape[:2], scale)
+    _call("causal_softmax_backward", p_N_T_S, grad, *p_N_T_S.shape, scale)
     return grad
 
 

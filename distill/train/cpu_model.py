@@ -4,21 +4,88 @@ Same sums as `CompletionLoss` with transformers and PEFT below it (a test compar
 query, key and value are one product, gate and up are one, so are their adapters' first halves;
 norms, rotation, softmax, SwiGLU and loss are one pass each over memory; attention's backward is
 four matrix products instead of PyTorch's flash kernel, which is slow on short sequences; only
-activations that cannot be had again cheaply are kept.
+activations that cannot be had again cheaply are kept. Rows are tokens without padding, and what
+records have in common at their beginning is in there once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from distill.train import cpu_kernels as kernels
+from distill.train.encode import Encoded
+from distill.train.prefix import group_by_prefix
 
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 LOGIT_ROWS = 512
 """Rows of logits that exist at once: 512 × 49,152 in bfloat16 are 50 MB."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of rows that attends to itself, causally, and to all of its prefix."""
+
+    start: int
+    length: int
+    prefix: Segment | None = None
+
+    def heads(self, flat: torch.Tensor, num_rows: int, width: int) -> torch.Tensor:
+        """View this segment's part of a head-major tensor as [heads, length, width]."""
+        per_row = flat.numel() // num_rows
+        mine = flat[self.start * per_row : (self.start + self.length) * per_row]
+        return mine.view(-1, self.length, width)
+
+
+class PackedBatch:
+    """One micro-batch without padding; a prefix that records share is in it once.
+
+    Shapes, of M rows: `tokens` [M]; `places` [M], each token's place in its record; `bounds`
+    [M, 2], start and length of the segment a row belongs to; `positions` [N], rows whose next
+    token counts; `targets` [N], that token. A prefix lies before the segments that need it.
+    """
+
+    def __init__(self, records: Sequence[Encoded], *, pad_token: int, device: torch.device):
+        """Lay `records` behind each other; no records at all make a batch without loss."""
+        self.example_ids = [record.example_id for record in records]
+        self.segments: list[Segment] = []
+        tokens: list[int] = []
+        places: list[int] = []
+        positions: list[int] = []
+        targets: list[int] = []
+
+        def lay(part: list[int], *, first: int, prefix: Segment | None) -> Segment:
+            segment = Segment(len(tokens), len(part), prefix)
+            self.segments.append(segment)
+            tokens.extend(part)
+            places.extend(range(first, first + len(part)))
+            return segment
+
+        for group in group_by_prefix(records):
+            shared, prefix = group.shared, None
+            if shared:
+                head = records[group.members[0]].tokens[:shared]
+                prefix = lay(head, first=0, prefix=None)
+            for record in (records[i] for i in group.members):
+                mine = lay(record.tokens[shared:], first=shared, prefix=prefix)
+                offset = mine.start - shared
+                positions.extend(
+                    range(offset + record.num_prompt - 1, offset + len(record.tokens) - 1)
+                )
+                targets.extend(record.tokens[record.num_prompt :])
+        if not records:
+            lay([pad_token], first=0, prefix=None)
+        bounds = [(s.start, s.length) for s in self.segments for _ in range(s.length)]
+        self.tokens = torch.tensor(tokens, device=device)
+        self.places = torch.tensor(places, device=device)
+        self.bounds = torch.tensor(bounds, device=device)
+        self.positions = torch.tensor(positions, dtype=torch.long, device=device)
+        self.targets = torch.tensor(targets, dtype=torch.long, device=device)
 
 
 class FrozenBlock:
@@ -42,6 +109,12 @@ class FrozenBlock:
         self.modules = [getattr(attention, n) for n in ADAPTED[:4]]
         self.modules += [getattr(mlp, n) for n in ADAPTED[4:]]
 
+    def heads(self, num_rows: int, *, like: torch.Tensor) -> Heads:
+        """Return room for q, k and v of `num_rows` rows, head-major a segment."""
+        kv = num_rows * self.num_kv * self.head_width
+        q = like.new_empty(num_rows * self.num_q * self.head_width)
+        return q, like.new_empty(kv), like.new_empty(kv)
+
     def adapters(self) -> list[torch.Tensor]:
         """The fourteen trainable matrices: A and B of each of `ADAPTED`."""
         return [
@@ -62,32 +135,27 @@ def _join(modules: list[Any]) -> torch.Tensor:
 
 
 class _Block(torch.autograd.Function):
-    """One decoder layer: hidden [B, T, D] to hidden [B, T, D]."""
+    """One decoder layer: hidden [M, D] to hidden [M, D]."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        hidden_B_T_D: torch.Tensor,
+        x: torch.Tensor,
         block: FrozenBlock,
+        batch: PackedBatch,
         cos: torch.Tensor,
         sin: torch.Tensor,
         *adapters: torch.Tensor,
     ) -> torch.Tensor:
-        shape = hidden_B_T_D.shape
-        x = hidden_B_T_D.reshape(-1, shape[-1])
         aq, bq, ak, bk, av, bv, ao, bo, ag, bg, au, bu, ad, bd = adapters
         scale = block.lora_scale
 
         normed, r1 = kernels.rms_norm(x, block.norm1, block.eps)
         a_qkv, b_qkv = torch.cat([aq, ak, av]), torch.block_diag(bq, bk, bv) * scale
         qkv, t_qkv = _linear(normed, block.qkv, a_qkv, b_qkv)
-        q, k, v = _heads(qkv, block, shape)
-        kernels.rotate_split(qkv, (q, k, v), cos=cos, sin=sin, back=False)
-        grouped = (shape[0] * block.num_kv, -1, block.head_width)
-        scores = torch.bmm(q.view(grouped), k.view(grouped).transpose(1, 2))
-        p = kernels.causal_softmax(_square(scores, shape[1]), block.attention_scale)
-        context = torch.bmm(p.view_as(scores), v.view(grouped)).view_as(q)
-        context = context.transpose(1, 2).reshape(len(x), -1)
+        q, k, v = heads = block.heads(len(x), like=x)
+        kernels.rotate_split(qkv, heads, segments_M_2=batch.bounds, cos=cos, sin=sin, back=False)
+        context, weights = _attend(heads, block, batch.segments, len(x))
         out, t_o = _linear(context, block.out, ao, bo * scale)
         middle = out.add_(x)
 
@@ -97,21 +165,21 @@ class _Block(torch.autograd.Function):
         activated = kernels.swiglu(gate_up)
         down, t_d = _linear(activated, block.down, ad, bd * scale)
         ctx.save_for_backward(
-            x, r1, t_qkv, q, k, v, p, context, t_o, middle, r2, gate_up, t_gu, t_d, cos, sin,
-            *adapters,
+            x, r1, t_qkv, q, k, v, context, t_o, middle, r2, gate_up, t_gu, t_d, cos, sin,
+            *adapters, *weights,
         )  # fmt: skip
-        ctx.block, ctx.shape = block, shape
-        return down.add_(middle).view(shape)
+        ctx.block, ctx.batch = block, batch
+        return down.add_(middle)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        block, shape = ctx.block, ctx.shape
-        x, r1, t_qkv, q, k, v, p, context, t_o, middle, r2, gate_up, t_gu, t_d, cos, sin = (
-            ctx.saved_tensors[:16]
+        block, batch = ctx.block, ctx.batch
+        x, r1, t_qkv, q, k, v, context, t_o, middle, r2, gate_up, t_gu, t_d, cos, sin = (
+            ctx.saved_tensors[:15]
         )
-        aq, bq, ak, bk, av, bv, ao, bo, ag, bg, au, bu, ad, bd = ctx.saved_tensors[16:]
+        aq, bq, ak, bk, av, bv, ao, bo, ag, bg, au, bu, ad, bd = ctx.saved_tensors[15:29]
+        weights = ctx.saved_tensors[29:]
         scale, rank = block.lora_scale, len(aq)
-        grad = grad.reshape(len(x), -1)
 
         # Feed-forward
         d_act, dt_d = _linear_backward(grad, block.down, ad, bd * scale)
@@ -131,18 +199,9 @@ class _Block(torch.autograd.Function):
         d_context, dt_o = _linear_backward(d_middle, block.out, ao, bo * scale)
         [db_o] = _b_gradients(d_middle, t_o, [bo], scale)
         da_o = dt_o.t() @ context
-        grouped = (shape[0] * block.num_kv, -1, block.head_width)
-        d_heads = d_context.view(shape[0], shape[1], -1, block.head_width).transpose(1, 2)
-        d_out = d_heads.reshape(grouped)
-        qg, kg, vg = q.view(grouped), k.view(grouped), v.view(grouped)
-        pg = p.view(len(qg), -1, shape[1])
-        dv = torch.bmm(pg.transpose(1, 2), d_out)
-        dp = torch.bmm(d_out, vg.transpose(1, 2))
-        ds = kernels.causal_softmax_backward(p, dp.view_as(p), block.attention_scale).view_as(pg)
-        dq, dk = torch.bmm(ds, kg), torch.bmm(ds.transpose(1, 2), qg)
+        d_heads = _attend_backward(d_context, (q, k, v), weights, block, batch.segments)
         d_qkv = x.new_empty(len(x), len(block.qkv))
-        parts = (dq.view_as(q), dk.view_as(k), dv.view_as(v))
-        kernels.rotate_split(d_qkv, parts, cos=cos, sin=sin, back=True)
+        kernels.rotate_split(d_qkv, d_heads, segments_M_2=batch.bounds, cos=cos, sin=sin, back=True)
 
         a_qkv, b_qkv = torch.cat([aq, ak, av]), torch.block_diag(bq, bk, bv) * scale
         needs_input = ctx.needs_input_grad[0]
@@ -152,15 +211,80 @@ class _Block(torch.autograd.Function):
         da_qkv = dt_qkv.t() @ normed
         dx = None
         if needs_input:
-            dx = kernels.rms_norm_backward(d_normed, x, block.norm1, r1, d_middle).view(shape)
+            dx = kernels.rms_norm_backward(d_normed, x, block.norm1, r1, d_middle)
 
         da_q, da_k, da_v = da_qkv.split(rank)
         da_g, da_u = da_gu.split(rank)
         return (
-            dx, None, None, None,
+            dx, None, None, None, None,
             da_q, db_q, da_k, db_k, da_v, db_v, da_o, db_o,
             da_g, db_g, da_u, db_u, da_d, db_d,
         )  # fmt: skip
+
+
+def _attend(
+    heads: Heads, block: FrozenBlock, segments: list[Segment], num_rows: int
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return the context rows [M, H·W] and each segment's probabilities [K, G·L, S]."""
+    context = heads[0].new_empty(num_rows, block.num_q * block.head_width)
+    weights = []
+    for segment in segments:
+        q, k, v = _grouped(heads, block, segment, num_rows)
+        p = torch.bmm(q, k.transpose(1, 2))
+        kernels.causal_softmax(p.view(-1, segment.length, p.shape[2]), block.attention_scale)
+        rows = _by_head(context, block, segment)
+        rows.copy_(torch.bmm(p, v).view(rows.shape))
+        weights.append(p)
+    return context, weights
+
+
+def _attend_backward(
+    d_context: torch.Tensor,
+    heads: Heads,
+    weights: Sequence[torch.Tensor],
+    block: FrozenBlock,
+    segments: list[Segment],
+) -> Heads:
+    """Return the gradients of q, k and v, a prefix's summed over all that attend to it."""
+    num_rows, width = len(d_context), block.head_width
+    d_heads = block.heads(num_rows, like=d_context)
+    handed_down: dict[tuple[int, int], torch.Tensor] = {}
+    # From the last to the first: a prefix comes before everything that attends to it.
+    for segment, p in zip(reversed(segments), reversed(weights), strict=True):
+        q, k, v = _grouped(heads, block, segment, num_rows)
+        d_out = _by_head(d_context, block, segment).reshape(q.shape)
+        ds = torch.bmm(d_out, v.transpose(1, 2))
+        by_query = (-1, segment.length, p.shape[2])
+        kernels.causal_softmax_backward(p.view(by_query), ds.view(by_query), block.attention_scale)
+        d_q = segment.heads(d_heads[0], num_rows, width)
+        d_q.copy_(torch.bmm(ds, k).view(d_q.shape))
+        found = (torch.bmm(ds.transpose(1, 2), q), torch.bmm(p.transpose(1, 2), d_out))
+        for which, (flat, own) in enumerate(zip(d_heads[1:], found, strict=True)):
+            if segment.prefix is not None:
+                # In float32: many small shares are added up.
+                place, cut = (segment.prefix.start, which), segment.prefix.length
+                share = own[:, :cut].float()
+                handed_down[place] = handed_down[place] + share if place in handed_down else share
+                own = own[:, cut:]
+            elif (segment.start, which) in handed_down:
+                own = own + handed_down.pop((segment.start, which))
+            segment.heads(flat, num_rows, width).copy_(own)
+    return d_heads
+
+
+def _grouped(heads: Heads, block: FrozenBlock, segment: Segment, num_rows: int) -> Heads:
+    """Queries [K, G·L, W], the heads of a group behind each other; keys and values [K, S, W]."""
+    q, *own = (segment.heads(flat, num_rows, block.head_width) for flat in heads)
+    if segment.prefix is not None:
+        shared = (segment.prefix.heads(flat, num_rows, block.head_width) for flat in heads[1:])
+        own = [torch.cat(pair, dim=1) for pair in zip(shared, own, strict=True)]
+    return q.view(block.num_kv, -1, block.head_width), own[0], own[1]
+
+
+def _by_head(rows: torch.Tensor, block: FrozenBlock, segment: Segment) -> torch.Tensor:
+    """View the segment's rows [L, H·W] as [H, L, W]."""
+    mine = rows[segment.start : segment.start + segment.length]
+    return mine.view(segment.length, -1, block.head_width).transpose(0, 1)
 
 
 def _linear(
@@ -199,19 +323,6 @@ def _b_gradients(
     return parts
 
 
-def _heads(
-    qkv: torch.Tensor, block: FrozenBlock, shape: torch.Size
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    q = qkv.new_empty(shape[0], block.num_q, shape[1], block.head_width)
-    k = qkv.new_empty(shape[0], block.num_kv, shape[1], block.head_width)
-    return q, k, torch.empty_like(k)
-
-
-def _square(scores: torch.Tensor, time: int) -> torch.Tensor:
-    """View [B·K, G·T, T] as [B·H, T, T]: the query heads of a group lie behind each other."""
-    return scores.view(-1, time, time)
-
-
 class _HeadLoss(torch.autograd.Function):
     """Summed loss of rows [N, D] under the output head, some rows of logits at a time."""
 
@@ -240,6 +351,8 @@ class _HeadLoss(torch.autograd.Function):
 class FastCompletionLoss(nn.Module):
     """`CompletionLoss` for Llama on CPU; same parameters under the same names."""
 
+    batch = PackedBatch
+
     def __init__(self, model: Any):
         """`model` must pass `why_not`."""
         super().__init__()
@@ -247,22 +360,20 @@ class FastCompletionLoss(nn.Module):
         inner = model.get_base_model().base_model
         self.blocks = [FrozenBlock(layer) for layer in inner.layers]
 
-    def forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the sum over `targets` [N] of −log p, a float32 scalar."""
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Return the sum over `batch.targets` of −log p, a float32 scalar."""
         causal = self.model.get_base_model()
         inner = causal.base_model
-        hidden = inner.embed_tokens(tokens)
-        places = torch.arange(tokens.shape[1])[None]
+        hidden = inner.embed_tokens(batch.tokens)
         # In float32: the tables are small, and rounding them would move every rotation.
-        cos, sin = (x[0] for x in inner.rotary_emb(hidden[:, :, :1].float(), places))
+        probe = hidden[None, :, :1].float()
+        cos, sin = (x[0] for x in inner.rotary_emb(probe, batch.places[None]))
         half = cos.shape[-1] // 2
         cos, sin = cos[:, :half].contiguous(), sin[:, :half].contiguous()
         for block in self.blocks:
-            hidden = _Block.apply(hidden, block, cos, sin, *block.adapters())
-        rows = inner.norm(hidden.reshape(-1, hidden.shape[-1])[positions])
-        return _HeadLoss.apply(rows, causal.get_output_embeddings().weight, targets)
+            hidden = _Block.apply(hidden, block, batch, cos, sin, *block.adapters())
+        rows = inner.norm(hidden[batch.positions])
+        return _HeadLoss.apply(rows, causal.get_output_embeddings().weight, batch.targets)
 
 
 def why_not(model: Any, *, zero_stage: int) -> str:

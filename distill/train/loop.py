@@ -61,7 +61,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    from distill.train.model import Batch, load_student, loss_module
+    from distill.train.model import load_student, loss_module
 
     told = WorkerConfig(**config)
     student_config = StudentConfig.model_validate(told.student)
@@ -103,9 +103,9 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     total_steps = min(train.max_steps or math.inf, train.epochs * steps_per_epoch)
     total_steps = int(total_steps)
 
-    def batches(records: Sequence[Encoded], parts: list[list[int]]) -> list[Batch]:
+    def batches(records: Sequence[Encoded], parts: list[list[int]]) -> list[Any]:
         return [
-            Batch([records[i] for i in part], pad_token=told.pad_token, device=device)
+            module.batch([records[i] for i in part], pad_token=told.pad_token, device=device)
             for part in parts
         ]
 
@@ -117,7 +117,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
         engine.eval()
         with torch.no_grad():
             for batch in batches(validation, mine):
-                total[0] += engine(batch.tokens, batch.positions, batch.targets).double()
+                total[0] += engine(batch).double()
                 total[1] += len(batch.targets)
         engine.train()
         dist.all_reduce(total)
@@ -170,7 +170,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
             mine = batches(training, parts[rank])
             for k, batch in enumerate(mine):
                 engine.set_gradient_accumulation_boundary(k == len(mine) - 1)
-                loss = engine(batch.tokens, batch.positions, batch.targets)
+                loss = engine(batch)
                 loss_sum += loss.detach().double()
                 if not torch.isfinite(loss.detach()):
                     broken += batch.example_ids

@@ -12,7 +12,7 @@ from torch import nn
 from distill.train.encode import Encoded
 
 
-class Batch:
+class PaddedBatch:
     """One micro-batch, padded on the right.
 
     Shapes: `tokens` [B, T]; `positions` [N], places in the flattened [B·T] whose next token
@@ -36,7 +36,6 @@ class Batch:
         targets = [t for record in records for t in record.tokens[record.num_prompt :]]
         self.positions = torch.tensor(positions, dtype=torch.long, device=device)
         self.targets = torch.tensor(targets, dtype=torch.long, device=device)
-        self.num_tokens = sum(len(record.tokens) for record in records)
 
 
 class CompletionLoss(nn.Module):
@@ -46,24 +45,27 @@ class CompletionLoss(nn.Module):
     needs 60 rows of the vocabulary's width, not 200.
     """
 
+    batch = PaddedBatch
+
     def __init__(self, model: nn.Module):
         """`model` is a PEFT model around a causal language model."""
         super().__init__()
         self.model = model
 
-    def forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the sum over `targets` [N] of −log p, a float32 scalar."""
+    def forward(self, batch: PaddedBatch) -> torch.Tensor:
+        """Return the sum over `batch.targets` of −log p, a float32 scalar."""
         causal = self.model.get_base_model()
-        hidden = causal.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        chosen = hidden.reshape(-1, hidden.shape[-1])[positions]
+        hidden = causal.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        chosen = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
         logits = causal.get_output_embeddings()(chosen)
-        return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        return nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
 
 
-def loss_module(student: Any, *, device: torch.device, zero_stage: int) -> tuple[nn.Module, str]:
-    """Return the module that DeepSpeed drives, and why it is not the fused CPU one ("" if so)."""
+def loss_module(student: Any, *, device: torch.device, zero_stage: int) -> tuple[Any, str]:
+    """Return the module that DeepSpeed drives, and why it is not the fused CPU one ("" if so).
+
+    Its `batch` makes the micro-batches that its forward takes.
+    """
     if device.type != "cpu":
         return CompletionLoss(student), "not on CPU"
     from distill.train.cpu_model import FastCompletionLoss, why_not

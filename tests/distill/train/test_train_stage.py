@@ -209,7 +209,7 @@ def test_a_bf16_student_learns_and_its_adapter_loads_in_peft(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from distill.train.encode import encode_records
-    from distill.train.model import Batch, CompletionLoss
+    from distill.train.model import CompletionLoss
 
     seen: list[dict[str, Any]] = []
     result, rows = run(
@@ -236,9 +236,10 @@ def test_a_bf16_student_learns_and_its_adapter_loads_in_peft(
     student = PeftModel.from_pretrained(base, adapter)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     held_out = encode_records(tokenizer, VALIDATION, max_length=1024).records
-    batch = Batch(held_out, pad_token=0, device=torch.device("cpu"))
+    module = CompletionLoss(student)
+    batch = module.batch(held_out, pad_token=0, device=torch.device("cpu"))
     with torch.no_grad():
-        loss = CompletionLoss(student)(batch.tokens, batch.positions, batch.targets)
+        loss = module(batch)
     # The adapter on disk is the best checkpoint: it has that loss, up to bfloat16.
     assert float(loss) / len(batch.targets) == pytest.approx(result.best_validation_loss, rel=0.02)
 
