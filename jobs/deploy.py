@@ -7,6 +7,7 @@ joined a cluster; `distillery serve FILE` keeps it up.
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cluster.errors import StageError
@@ -17,6 +18,7 @@ from jobs.entry import stage_main
 from jobs.run import Run, StageResult
 
 QUESTIONS = 16
+CLIENTS = 4
 
 
 def work(run: Run, progress: StepProgress) -> StageResult:
@@ -92,27 +94,29 @@ def model_name(run: Run) -> str:
 def ask_all(
     url: str, model: str, prompts: list[dict[str, Any]], max_tokens: int, progress: StepProgress
 ) -> list[dict[str, Any]]:
-    """Ask one prompt after the other, as a client would."""
+    """Ask every prompt, `CLIENTS` at a time; answers in the order of the prompts."""
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-    answers = []
-    for number, row in enumerate(prompts, start=1):
+
+    def ask(row: dict[str, Any]) -> dict[str, Any]:
         begin = time.perf_counter()
         raw = client.chat.completions.with_raw_response.create(
             model=model, messages=row["messages"], temperature=0.0, max_tokens=max_tokens
         )
-        latency_s = time.perf_counter() - begin
-        answers.append(
-            {
-                "example_id": row["example_id"],
-                "completion": raw.parse().choices[0].message.content or "",
-                "latency_s": latency_s,
-                "served_by": raw.headers.get("x-distillery-model", ""),
-                "request_id": raw.headers.get("x-request-id", ""),
-            }
-        )
-        progress.update(number, len(prompts), f"asked {number}/{len(prompts)}")
+        return {
+            "example_id": row["example_id"],
+            "completion": raw.parse().choices[0].message.content or "",
+            "latency_s": time.perf_counter() - begin,
+            "served_by": raw.headers.get("x-distillery-model", ""),
+            "request_id": raw.headers.get("x-request-id", ""),
+        }
+
+    answers = []
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        for answer in clients.map(ask, prompts):
+            answers.append(answer)
+            progress.update(len(answers), len(prompts), f"asked {len(answers)}/{len(prompts)}")
     return answers
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cluster import cpu_engine
 from cluster.errors import PrerequisiteError, StageError
 from cluster.models import model_location, model_name
 from cluster.session import require_port
@@ -29,7 +30,6 @@ def engine_config(config: ServeConfig, *, base_model: str, accelerator: str | No
     """Return Ray Serve LLM's LLMConfig of one replica."""
     from ray.serve.llm import LLMConfig
 
-    from serve.cpu_engine import environment
     from serve.local_model import LocalFolder
 
     # vLLM's own CPU operators answer base-model rows wrongly once every slot is filled, so on CPU
@@ -47,14 +47,12 @@ def engine_config(config: ServeConfig, *, base_model: str, accelerator: str | No
     }
     hardware: dict[str, Any]
     if accelerator is None:
-        engine["enforce_eager"] = True
-        # Given in bytes, vLLM does not ask for a share of the whole machine's memory.
-        engine["kv_cache_memory_bytes"] = config.kv_cache_gb << 30
+        engine |= cpu_engine.engine_arguments(kv_cache_gb=config.kv_cache_gb)
         hardware = {
             "accelerator_config": {"kind": "cpu"},
             "runtime_env": {
-                "env_vars": environment(
-                    kv_cache_gb=config.kv_cache_gb, num_threads=config.cpu_threads or num_cores()
+                "env_vars": cpu_engine.environment(
+                    kv_cache_gb=config.kv_cache_gb, num_threads=config.cpu_threads
                 )
             },
         }
@@ -251,11 +249,6 @@ def _check_cpus(config: ServeConfig, accelerator: str | None) -> None:
             f"{config.replicas} replica(s) need {needed} of Ray's logical CPUs, {available:g} are "
             "free: serving would wait for ever. Raise cluster.logical_cpus or lower serve.replicas."
         )
-
-
-def num_cores() -> int:
-    """Return the cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def _is_loopback(host: str) -> bool:

@@ -23,16 +23,3 @@ class CpuEngine(VLLMEngine):
             # As a class: the name "uni" is turned back into "mp" on this platform.
             parallel.distributed_executor_backend = UniProcExecutor
         return engine_args, frontend_args, engine_config
-
-
-def environment(*, kv_cache_gb: int, num_threads: int) -> dict[str, str]:
-    """Environment of a CPU replica; without it Ray gives an actor one OpenMP thread a CPU."""
-    return {
-        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gb),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(num_threads),
-        # Threads that spin while they wait take the cores from whatever else runs: on a busy
-        # machine small products took 10 to 15 times as long (docs/log.md).
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "VLLM_NO_USAGE_STATS": "1",
-    }

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import cpu_engine
 from cluster.errors import StageError
 
 # vLLM accepts these ranks as max_lora_rank only (vllm.config.lora.MaxLoRARanks).
@@ -62,18 +63,14 @@ class EnginePlan:
                 "max_lora_rank": next(r for r in LORA_RANKS if r >= self.rank),
             }
         if self.on_cpu:
-            arguments |= {
-                "enforce_eager": True,
-                # Given in bytes vLLM does not ask for a share of the whole machine's memory.
-                "kv_cache_memory_bytes": self.kv_cache_gb << 30,
-            }
+            arguments |= cpu_engine.engine_arguments(kv_cache_gb=self.kv_cache_gb)
         return arguments | self.extra
 
     def environment(self) -> dict[str, str]:
         """Environment variables that the worker process needs before vLLM is imported."""
         variables = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
         if self.on_cpu:
-            variables["VLLM_CPU_KVCACHE_SPACE"] = str(self.kv_cache_gb)
+            variables |= cpu_engine.environment(kv_cache_gb=self.kv_cache_gb)
         if Path(self.model).is_dir():
             variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         return variables
@@ -94,13 +91,7 @@ class EngineWorker:
 
         arguments = self.plan.arguments()
         if self.plan.on_cpu:
-            # vLLM would keep a core back, pin itself to the others and spin in one more process:
-            # right for a server that owns its machine, slow on a small or a shared one.
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-            os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
-            # A thread that spins for one that is not running costs up to 15 times the wall clock
-            # on a busy machine (3,000 small products on 2 loaded cores: 86 s against 5.6 s).
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            # One process fewer: vLLM's worker process would only wait for this one, spinning.
             arguments.setdefault("distributed_executor_backend", UniProcExecutor)
         try:
             self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))

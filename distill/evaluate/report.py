@@ -55,7 +55,6 @@ def write_report(run: Store, *, prompts: dict[str, Row] | None = None) -> None:
     Call it again when more is known (the gates). `prompts` by example_id; `None` reads
     `prompts/test.parquet`.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     evaluation = run.read_json("evaluation.json")
@@ -63,25 +62,36 @@ def write_report(run: Store, *, prompts: dict[str, Row] | None = None) -> None:
         name: run.read_rows(f"predictions/{name}.parquet") for name in evaluation["models"]
     }
     known = prompts if prompts is not None else by_id(run.read_rows("prompts/test.parquet"))
+    page = (
+        page_environment()
+        .get_template(TEMPLATE)
+        .render(
+            evaluation=evaluation,
+            columns=COLUMNS,
+            strata=_strata(evaluation),
+            latency_chart=Markup(_latency_chart(predictions)),
+            training_chart=Markup(_training_chart(run)),
+            yields=run.read_json("yield.json") if run.exists("yield.json") else {},
+            gates=run.read_json("gates.json") if run.exists("gates.json") else None,
+            lost=lost_examples(predictions, known),
+        )
+    )
+    run.write_bytes(REPORT_FILE, page.encode())
+
+
+def page_environment(*folders: Path) -> Any:
+    """Jinja2 environment of our HTML pages: templates here and in `folders`, `page.css.j2`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.globals |= {"figure": figure, "share": share}
-    page = environment.get_template(TEMPLATE).render(
-        evaluation=evaluation,
-        columns=COLUMNS,
-        strata=_strata(evaluation),
-        latency_chart=Markup(_latency_chart(predictions)),
-        training_chart=Markup(_training_chart(run)),
-        yields=run.read_json("yield.json") if run.exists("yield.json") else {},
-        gates=run.read_json("gates.json") if run.exists("gates.json") else None,
-        lost=lost_examples(predictions, known),
-    )
-    run.write_bytes(REPORT_FILE, page.encode())
+    return environment
 
 
 def lost_examples(predictions: dict[str, list[Row]], prompts: dict[str, Row]) -> list[Row]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -393,3 +395,58 @@ def test_the_request_log_has_the_requests(served: Served) -> None:
     assert row["completion_tokens"] == 1
     assert row["latency_s"] >= row["ttft_s"] > 0
     assert {row["status"] for row in rows} >= {200, 400, 404}
+
+
+def test_a_client_that_leaves_stops_its_generation(served: Served) -> None:
+    fields = {"model": "reconcile", "messages": QUESTION, "stream": True, "ignore_eos": True}
+    with served.http.stream(
+        "POST", "/v1/chat/completions", json=fields | {"max_tokens": 1500}
+    ) as response:
+        assert response.status_code == 200
+        next(response.iter_lines())
+    id_ = response.headers["x-request-id"]
+
+    def left() -> list[dict[str, Any]]:
+        rows = Store(served.log.parent).read_rows(served.log.name)
+        return [row for row in rows if row["request_id"] == id_]
+
+    served.wait_for(left)
+    assert [row["status"] for row in left()] == [499]
+
+
+def test_a_killed_replica_is_replaced_and_leaves_no_engine(served: Served) -> None:
+    before = served.text("reconcile@v2")
+    replica = only(processes(title="ray::ServeReplica:distillery:replica"))
+    engine = only(processes(title="VLLM::EngineCore"))
+    os.kill(replica, signal.SIGKILL)
+    served.wait_for(lambda: not Path(f"/proc/{engine}").exists(), timeout_s=20)
+    # Until another is warm a request waits or is told when to come back; it is never wrong.
+    meanwhile = served.ask("reconcile@v2")
+    assert meanwhile.status_code in (200, 503, 504)
+    if meanwhile.status_code == 503:
+        assert int(meanwhile.headers["retry-after"]) > 0
+    served.wait_for(lambda: served.ask("reconcile@v2").status_code == 200, timeout_s=180)
+    assert served.text("reconcile@v2") == before
+    assert only(processes(title="ray::ServeReplica:distillery:replica")) != replica
+
+
+def processes(*, title: str) -> list[int]:
+    """This process's descendants whose title begins so."""
+    found, below = [], [os.getpid()]
+    while below:
+        folder = Path(f"/proc/{below.pop()}")
+        try:
+            if (folder / "cmdline").read_bytes().startswith(title.encode()):
+                found.append(int(folder.name))
+            children = [
+                task.joinpath("children").read_text() for task in (folder / "task").iterdir()
+            ]
+            below += [int(child) for line in children for child in line.split()]
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
+def only(found: list[int]) -> int:
+    assert len(found) == 1, found
+    return found[0]

@@ -85,7 +85,7 @@ def _rounding(rng: random.Random) -> Lines:
 
 def _rounding_limit(rng: random.Random) -> Lines:
     """A difference of exactly 1.00 is rounding; 1.01 is not."""
-    return _shifted(rng, rng.choice([99, 100, 101, 102]))
+    return _shifted(rng, rng.choice([99, 100, 100, 101]))
 
 
 def _unexplained(rng: random.Random) -> Lines:
@@ -136,19 +136,19 @@ def _stale(rng: random.Random) -> Lines:
 
 # Weight (of 50) and maker. Those that end in an escalation are more than a tenth of all.
 SCENARIOS: dict[str, tuple[int, Callable[[random.Random], Lines]]] = {
-    "timing": (6, _timing),
-    "timing_limit": (4, _timing_limit),
+    "timing": (5, _timing),
+    "timing_limit": (3, _timing_limit),
     "weekend": (2, _weekend),
-    "year_end": (4, _year_end),
+    "year_end": (3, _year_end),
     "missing": (5, _missing),
     "rounding": (5, _rounding),
-    "rounding_limit": (2, _rounding_limit),
+    "rounding_limit": (4, _rounding_limit),
     "unexplained": (3, _unexplained),
     "duplicate": (3, _duplicate),
     "other_vendor": (4, _other_vendor),
     "two_currencies": (4, _two_currencies),
-    "material": (4, _material),
-    "stale": (4, _stale),
+    "material": (6, _material),
+    "stale": (3, _stale),
 }
 
 

@@ -45,9 +45,7 @@ def records(*, openings: tuple[int, ...]) -> list[Any]:
     made = []
     for width in openings:
         opening = tokens(width)
-        made += [
-            Encoded(f"{width}/{n}", opening + tokens(n), width + n // 2) for n in (90, 64, 33)
-        ]
+        made += [Encoded(f"{width}/{n}", opening + tokens(n), width + n // 2) for n in (90, 64, 33)]
     draw.shuffle(made)
     return made
 
