@@ -30,5 +30,5 @@ def environment(*, kv_cache_gb: int, num_threads: int = 0) -> dict[str, str]:
 
 
 def engine_arguments(*, kv_cache_gb: int) -> dict[str, Any]:
-    """vLLM engine arguments; given in bytes it asks for no share of the machine's memory."""
+    """Arguments of vLLM's engine; given bytes it asks for no share of the whole memory."""
     return {"enforce_eager": True, "kv_cache_memory_bytes": kv_cache_gb << 30}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.config import StrictModel
+from distill.curate.config import NearDuplicatesConfig, StructureConfig
 
 
 class TaskConfig(StrictModel):
@@ -98,6 +100,17 @@ class JudgeVerify(StrictModel):
 
     kind: Literal["verify"] = "verify"
     """Discriminator."""
+    dimension: str = Field(default="verified", min_length=1)
+    """Dimension that it scores; one of the rubric's averages it with what the models say there."""
+
+
+class JudgeParse(StrictModel):
+    """The task's own parser: 1.0 for an answer that can be read and fits its format, else 0.0."""
+
+    kind: Literal["parse"] = "parse"
+    """Discriminator."""
+    dimension: str = Field(default="parsed", min_length=1)
+    """Dimension that it scores; one of the rubric's averages it with what the models say there."""
 
 
 class JudgeLiteLLM(StrictModel):
@@ -107,15 +120,26 @@ class JudgeLiteLLM(StrictModel):
     """Discriminator."""
     model: str
     """LiteLLM model name."""
+    name: str = ""
+    """Name in verdicts and reports; empty takes `model`. Two judges never share one."""
     api_base: str | None = None
     """Base URL of an OpenAI-compatible server."""
     api_key_env: str | None = None
     """Environment variable that holds the key."""
+    response_format: Literal["auto", "json_schema", "json_object"] = "auto"
+    """How the verdict's JSON is asked for. `auto` sends the schema where LiteLLM says that the
+    model supports it; set it where LiteLLM does not know your server."""
     concurrency: int = Field(default=16, ge=1)
     """Requests in flight at once."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Seconds before one request is given up."""
+    max_retries: int = Field(default=5, ge=0)
+    """Attempts after the first, on rate limits, time-outs and server errors only."""
+    price: Price | None = None
+    """Overrides the price tables; a judge whose price nobody knows has no cost in the reports."""
 
 
-JudgeConfig = Annotated[JudgeVerify | JudgeLiteLLM, Field(discriminator="kind")]
+JudgeConfig = Annotated[JudgeVerify | JudgeParse | JudgeLiteLLM, Field(discriminator="kind")]
 
 
 class JuryConfig(StrictModel):
@@ -125,6 +149,28 @@ class JuryConfig(StrictModel):
     """The jury; the score of a dimension is the mean over judges."""
     min_score: float = Field(default=0.8, ge=0, le=1)
     """An answer below this overall score is not trained on (4 of 5, FACTS: filters)."""
+
+
+class SelectConfig(StrictModel):
+    """Which candidate should teach, from answers and verdicts that were exported."""
+
+    answers: tuple[str, ...] = Field(min_length=1)
+    """JSONL or Parquet files, or folders of them: example_id, candidate, completion, latency_s,
+    cost_usd; `scores` (dimension -> 0.0 to 1.0) where the answers were scored already."""
+    verdicts: tuple[str, ...] = ()
+    """The same of the judges: example_id, candidate, judge, and dimension with score or `scores`;
+    issues and confidence if known."""
+    out: str = "selection"
+    """Folder or URI for `selection.json`, `selection.md` and `selection.html`."""
+    sample: int | None = Field(default=None, ge=1)
+    """Prompts compared, the same for every candidate; `None` takes all that they share."""
+    seed: int = 17
+    """Seed of the sample and of the bootstrap."""
+    bootstrap_samples: int = Field(default=1000, ge=100)
+    """Resamples of the 95% percentile bootstrap intervals (Efron 1979)."""
+    pairwise: tuple[JudgeLiteLLM, ...] = ()
+    """Judges that also compare the first with the second, each prompt in both orders; the answers
+    then need `messages`, the prompt."""
 
 
 class CurateConfig(StrictModel):
@@ -140,6 +186,36 @@ class CurateConfig(StrictModel):
     """Expected script of the answer, `latin` or `None` for no check."""
     max_repetition: float = Field(default=0.5, gt=0, le=1)
     """Largest share of an answer that one repeated line may take (`repetition`)."""
+    refusals: bool = True
+    """Reject answers that open with a refusal (`refusal`), by the list `curate/refusals.toml`."""
+    refusal_patterns: tuple[str, ...] = ()
+    """Further regular expressions for refusals, against lower-case text."""
+    min_completion_tokens: int | None = Field(default=None, ge=1)
+    """Shorter answers are rejected (`length`), counted by `tokenizer`; 50 suits prose."""
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    """Longer answers are rejected (`length`), counted by `tokenizer`; 2,000 suits prose."""
+    tokenizer: str = ""
+    """Folder with the `tokenizer.json` that lengths are counted with; empty counts words."""
+    structure: StructureConfig = StructureConfig()
+    near_duplicates: NearDuplicatesConfig | None = None
+    """Reject near-duplicates (`near_duplicate`); off without its section."""
+
+    @field_validator("refusal_patterns")
+    @classmethod
+    def _patterns_compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return patterns
+
+    @model_validator(mode="after")
+    def _lengths_ordered(self) -> CurateConfig:
+        least, most = self.min_completion_tokens, self.max_completion_tokens
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"min_completion_tokens {least} is above max_completion_tokens {most}")
+        return self
 
 
 class StudentConfig(StrictModel):

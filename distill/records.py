@@ -62,6 +62,10 @@ VERDICT = pa.schema(
         ("score", pa.float64()),  # 0.0 to 1.0; null when the judge failed
         ("reasoning", pa.string()),
         ("error", pa.string()),
+        ("confidence", pa.float64()),  # 0.0 to 1.0; null when the judge did not say
+        ("issues", pa.list_(pa.string())),  # kebab-case tags
+        ("author", pa.string()),  # teacher whose answer it is
+        ("cost_usd", pa.float64()),  # this row's share of the judge's call; null: not known
     ]
 )
 

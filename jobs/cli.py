@@ -78,6 +78,26 @@ def ask(config: tuple[str, ...], text: str | None, model: str | None) -> None:
     ask_once(_load(config), text=text, model=model)
 
 
+@cli.command("select-teacher", context_settings=OVERRIDES)
+@click.argument("config", nargs=-1, required=True, type=click.UNPROCESSED)
+def select_teacher(config: tuple[str, ...]) -> None:
+    """Compare candidates' exported answers and name the best teacher.
+
+    Writes selection.json, selection.md and selection.html, and says when the difference between
+    the first two is noise. Nothing is asked or paid, unless [[select.pairwise]] names judges.
+    CONFIG is a TOML file:
+
+    \b
+    [select]
+    answers = ["exports/answers"]    example_id, candidate, completion, latency_s, cost_usd
+    verdicts = ["exports/verdicts"]  example_id, candidate, judge, dimension, score, issues
+    """  # noqa: D301 - click needs the character itself
+    from jobs.select_teacher import select_teacher as select
+
+    files, overrides = _split(config)
+    select(files, overrides=overrides)
+
+
 @cli.command()
 @click.argument("folder")
 def init(folder: str) -> None:
@@ -85,6 +105,29 @@ def init(folder: str) -> None:
     from jobs.init import init_task
 
     click.echo(init_task(folder))
+
+
+@cli.command()
+@click.argument("source", metavar="IN")
+@click.argument("out", metavar="OUT")
+@click.option("--to", help="Shape of the rows of OUT; without it they keep theirs.")
+@click.option("--split", help="Convert one split of IN.")
+@click.option("--drop", multiple=True, metavar="NAME",
+              help="Leave out a column, or rejected, system, extra (all columns).")  # fmt: skip
+@click.option("--skip-bad", is_flag=True, help="Leave out and count rows that cannot be used.")
+def convert(
+    source: str, out: str, to: str | None, split: str | None, drop: tuple[str, ...], skip_bad: bool
+) -> None:
+    """Convert a data set IN (file, folder or run folder) to OUT; both local, s3:// or gs://.
+
+    OUT's name says what it is: .jsonl, .json or .parquet, without a suffix a Hugging Face datasets
+    folder. The shapes of --to are messages, prompt-completion, alpaca, sharegpt and preference;
+    prompt-completion-chat and preference-chat hold message lists in place of texts. What a shape
+    has no place for is an error, and nothing is overwritten.
+    """
+    from jobs.convert import convert_files
+
+    convert_files(source, out, to=to, split=split, drop=drop, skip_bad=skip_bad)
 
 
 @cli.command(context_settings=OVERRIDES)
@@ -97,6 +140,20 @@ def config(config: tuple[str, ...]) -> None:
         print_resolved(_load(config))
     else:
         print_fields()
+
+
+@cli.command()
+@click.argument("task")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(task: str, as_json: bool) -> None:
+    """Grade a task, and say whether to distil it.
+
+    TASK is a folder or the name of a task that comes with Distillery. No model is asked.
+    Exits 2 when an item failed.
+    """
+    from jobs.check import check_task
+
+    sys.exit(check_task(task, as_json=as_json))
 
 
 @cli.command()

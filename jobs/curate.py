@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from distill.curate.stage import curate
+from distill.judge.agreement import agreement_note
 from distill.judge.judges import check_jury
-from distill.judge.stage import judge
+from distill.judge.stage import AGREEMENT_FILE, judge
 from distill.teach.stage import read_completions
 from jobs.display import StepProgress
 from jobs.entry import stage_main
@@ -12,7 +13,7 @@ from jobs.run import Run, StageResult
 
 
 def work(run: Run, progress: StepProgress) -> StageResult:
-    """Write `curated/`, `rejected/`, `yield.json` and `verdicts/`."""
+    """Write `curated/`, `rejected/`, `yield.json`, `verdicts/` and `agreement.json`."""
     config = run.config
     check_jury(config.jury.judges, run.task)
     prompts = [
@@ -40,10 +41,11 @@ def work(run: Run, progress: StepProgress) -> StageResult:
         if len(before) > len(after):
             part["rejected"]["jury"] = len(before) - len(after)
     run.store.write_json("yield.json", report)
+    heard = agreement_note(run.read_json(AGREEMENT_FILE))
     return StageResult(
         rows_in=len(answers),
         rows_out=len(kept),
-        note=f"{len(kept)} of {len(answers)} answers kept",
+        note="; ".join(filter(None, [f"{len(kept)} of {len(answers)} answers kept", heard])),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,10 +11,15 @@ from typing import Any
 from cluster.errors import StageError
 from cluster.storage import Store, digest_of
 from distill.batches import Progress, map_to_parquet
-from distill.config import JuryConfig
-from distill.judge.judges import AnyJudge, build_judge
+from distill.config import JudgeLiteLLM, JuryConfig
+from distill.judge.agreement import agreement
+from distill.judge.judges import AnyJudge, build_judge, judge_name
 from distill.records import VERDICT
 from distill.tasks.task import Task, load_task
+
+AGREEMENT_FILE = "agreement.json"
+# What changes no score.
+NEUTRAL = {"concurrency", "api_key_env", "timeout_s", "max_retries", "price"}
 
 
 def overall_scores(verdicts: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -40,12 +45,13 @@ def judge(
     store: Store,
     on_progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Write `verdicts/*.parquet` and return the records that reach `min_score`.
+    """Write `verdicts/*.parquet` and `agreement.json`; return the records that reach `min_score`.
 
-    Records that already have a verdict of a judge are not judged by it again.
+    Records that already have a verdict of a judge are not judged by it again. A judge that could
+    score nothing at all is a StageError with its commonest error, not a jury of one fewer.
     """
     for member in config.judges:
-        folder = f"verdicts/{_key(member)}"
+        folder = verdict_folder(member)
         known = _scored(store, folder)
         missing = [row for row in records if row["example_id"] not in known]
         map_to_parquet(
@@ -53,10 +59,13 @@ def judge(
             make_worker=_worker(str(task.folder), member),
             store=store / folder,
             schema=VERDICT,
-            batch_size=256 if member.kind == "verify" else 4 * member.concurrency,
+            batch_size=4 * member.concurrency if isinstance(member, JudgeLiteLLM) else 256,
             on_progress=on_progress,
         )
-    kept = accepted(records, config, store=store)
+        _require_scores(store, folder, judge=judge_name(member))
+    verdicts = _verdicts(records, config, store=store)
+    store.write_json(AGREEMENT_FILE, agreement(verdicts))
+    kept = _accepted(records, verdicts, config)
     if not kept:
         raise StageError(
             f"no record of {len(records)} reaches jury.min_score {config.min_score}; see verdicts/."
@@ -68,13 +77,41 @@ def accepted(
     records: Sequence[dict[str, Any]], config: JuryConfig, *, store: Store
 ) -> list[dict[str, Any]]:
     """Return the records whose verdicts on disk reach `min_score`."""
-    folders = [f"verdicts/{_key(member)}" for member in config.judges]
-    scores = overall_scores([row for folder in folders for row in store.read_rows(folder)])
+    return _accepted(records, _verdicts(records, config, store=store), config)
+
+
+def verdict_folder(member: AnyJudge) -> str:
+    """Folder of a judge's verdicts in the run: one for everything that can change its scores."""
+    return f"verdicts/{digest_of(member.model_dump(exclude=NEUTRAL))[:12]}"
+
+
+def _accepted(
+    records: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]], config: JuryConfig
+) -> list[dict[str, Any]]:
+    scores = overall_scores(verdicts)
     return [row for row in records if scores.get(row["example_id"], -1.0) >= config.min_score]
 
 
-def _key(member: AnyJudge) -> str:
-    return digest_of(member.model_dump(exclude={"concurrency", "api_key_env"}))[:12]
+def _verdicts(
+    records: Sequence[dict[str, Any]], config: JuryConfig, *, store: Store
+) -> list[dict[str, Any]]:
+    ids = {row["example_id"] for row in records}
+    return [
+        row
+        for member in config.judges
+        for row in store.read_rows(verdict_folder(member))
+        if row["example_id"] in ids
+    ]
+
+
+def _require_scores(store: Store, folder: str, *, judge: str) -> None:
+    rows = store.read_rows(folder)
+    if rows and all(row["score"] is None for row in rows):
+        error, count = Counter(row["error"] for row in rows).most_common(1)[0]
+        raise StageError(
+            f"jury: {judge} gave no verdict on any record; the commonest error, {count} times: "
+            f"{error}. Mend it and run again, or take the judge out of jury.judges."
+        )
 
 
 def _scored(store: Store, folder: str) -> set[str]:

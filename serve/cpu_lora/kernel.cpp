@@ -12,12 +12,12 @@
 
 // One layer's stacked adapters; the same memory as serve/cpu_lora/kernel.py declares.
 struct Layer {
-  const void* const* a;   // per slice [slots, max_rank, num_in]
-  const void* const* b;   // per slice [slots, max_rank, width]
+  const void* const* a;   // per slice [slots] of A in blocks
+  const void* const* b;   // per slice [slots] of B in blocks
   const int64_t* widths;  // per slice
   const int32_t* ranks;   // [slices, slots]
-  int64_t num_in;
-  int32_t num_slices, num_slots, max_rank;
+  int64_t num_in;         // rounded up to an even number
+  int32_t num_slices, num_slots, max_rank;  // max_rank a multiple of LANES
 };
 
 // Which rows use which adapter, in tiles of at most ROWS rows of one adapter.
@@ -31,9 +31,19 @@ struct Batch {
 namespace {
 
 constexpr int LANES = 16;
-constexpr int ROWS = 4;   // rows of the batch per tile
-constexpr int RANKS = 4;  // ranks per tile of the shrink
-constexpr int VECS = 4;   // vectors of outputs per tile of the expand
+constexpr int ROWS = 6;  // rows of the batch per tile
+constexpr int VECS = 4;  // vectors of outputs that are expanded together: 24 sums fit 32 registers
+// Weights lie in the order in which they are read, so that those of adapters that are not in the
+// cache arrive as one stream: A in blocks of LANES ranks, [blocks, num_in, LANES]; B in blocks of
+// outputs, [blocks, max_rank, BLOCK]. Where two bfloat16 products are one instruction (PAIRS), two
+// neighbours of the summed dimension lie beside each other: [.., num_in/2, LANES, 2] and
+// [.., max_rank/2, BLOCK, 2].
+constexpr int BLOCK = VECS * LANES;
+#ifdef __AVX512BF16__
+constexpr bool PAIRS = true;
+#else
+constexpr bool PAIRS = false;
+#endif
 
 typedef float f32v __attribute__((vector_size(LANES * 4)));
 typedef uint32_t u32v __attribute__((vector_size(LANES * 4)));
@@ -78,105 +88,109 @@ inline void store(f32v v, bf16* p) {
   const u16v half = __builtin_convertvector(rounded, u16v);
   std::memcpy(p, &half, sizeof half);
 }
-// Pairwise, in the order that shuffles make cheap.
-inline float sum(f32v v) {
-  typedef float half_v __attribute__((vector_size(LANES * 2)));
-  typedef float quarter_v __attribute__((vector_size(LANES)));
-  half_v halves[2];
-  std::memcpy(halves, &v, sizeof v);
-  const half_v eight = halves[0] + halves[1];
-  quarter_v quarters[2];
-  std::memcpy(quarters, &eight, sizeof eight);
-  const quarter_v four = quarters[0] + quarters[1];
-  return (four[0] + four[1]) + (four[2] + four[3]);
+// h[row][LANES ranks] = x A of one block of ranks; rows of x are contiguous.
+template <int NR, typename T>
+inline void shrink_block(const T* const* x, const T* a, int64_t num_in, float* const* h) {
+  f32v acc[NR] = {};
+  for (int64_t i = 0; i < num_in; ++i) {
+    const f32v av = load(a + i * LANES);
+    for (int r = 0; r < NR; ++r) acc[r] += to_float(x[r][i]) * av;
+  }
+  for (int r = 0; r < NR; ++r) store(acc[r], h[r]);
 }
 
-// h[row][rank] for up to ROWS rows and RANKS ranks of one adapter.
-template <int NR, int NK, typename T>
-inline void shrink_tile(const T* const* x, const T* a, int64_t num_in, float* const* h) {
-  f32v acc[NR][NK] = {};
-  int64_t i = 0;
-  for (; i + LANES <= num_in; i += LANES) {
-    f32v xs[NR];
-    for (int r = 0; r < NR; ++r) xs[r] = load(x[r] + i);
-    for (int k = 0; k < NK; ++k) {
-      const f32v av = load(a + k * num_in + i);
-      for (int r = 0; r < NR; ++r) acc[r][k] += xs[r] * av;
-    }
+// y[row][BLOCK outputs] += scale * h[row] B of one block of outputs.
+template <int NR, typename T>
+inline void expand_block(T* const* y, const float* const* h, const T* b, int rank, float scale) {
+  f32v acc[NR][VECS] = {};
+  for (int k = 0; k < rank; ++k) {
+    f32v bs[VECS];
+    for (int v = 0; v < VECS; ++v) bs[v] = load(b + k * BLOCK + v * LANES);
+    for (int r = 0; r < NR; ++r)
+      for (int v = 0; v < VECS; ++v) acc[r][v] += h[r][k] * bs[v];
   }
   for (int r = 0; r < NR; ++r)
-    for (int k = 0; k < NK; ++k) {
-      float total = sum(acc[r][k]);
-      for (int64_t j = i; j < num_in; ++j)
-        total += to_float(x[r][j]) * to_float(a[k * num_in + j]);
-      h[r][k] = total;
+    for (int v = 0; v < VECS; ++v) {
+      T* out = y[r] + v * LANES;
+      store(load(out) + scale * acc[r][v], out);
     }
 }
 
 #ifdef __AVX512BF16__
-// The same with two products an instruction and no conversion.
-template <int NR, int NK>
-inline void shrink_tile(const bf16* const* x, const bf16* a, int64_t num_in, float* const* h) {
-  constexpr int PAIRS = 2 * LANES;
-  __m512 acc[NR][NK];
+inline __m512bh pairs_at(const void* p) { return (__m512bh)_mm512_loadu_si512(p); }
+inline __m512bh pair_of(const void* p) {
+  int32_t both;
+  std::memcpy(&both, p, sizeof both);
+  return (__m512bh)_mm512_set1_epi32(both);
+}
+
+template <int NR>
+inline void shrink_block(const bf16* const* x, const bf16* a, int64_t num_in, float* const* h) {
+  // With few rows one chain of sums a row would wait for itself.
+  constexpr int CHAINS = NR <= 4 ? 2 : 1;
+  __m512 acc[NR][CHAINS];
   for (int r = 0; r < NR; ++r)
-    for (int k = 0; k < NK; ++k) acc[r][k] = _mm512_setzero_ps();
-  for (int64_t i = 0; i < num_in; i += PAIRS) {
-    const int64_t left = num_in - i;
-    const __mmask32 used = left >= PAIRS ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
-    __m512bh xs[NR];
-    for (int r = 0; r < NR; ++r)
-      xs[r] = reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(used, x[r] + i));
-    for (int k = 0; k < NK; ++k) {
-      const __m512bh av =
-          reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(used, a + k * num_in + i));
-      for (int r = 0; r < NR; ++r) acc[r][k] = _mm512_dpbf16_ps(acc[r][k], xs[r], av);
+    for (int c = 0; c < CHAINS; ++c) acc[r][c] = _mm512_setzero_ps();
+  int64_t i = 0;
+  for (; i + 2 * CHAINS <= num_in; i += 2 * CHAINS)
+    for (int c = 0; c < CHAINS; ++c) {
+      const __m512bh av = pairs_at(a + (i + 2 * c) * LANES);
+      for (int r = 0; r < NR; ++r)
+        acc[r][c] = _mm512_dpbf16_ps(acc[r][c], pair_of(x[r] + i + 2 * c), av);
+    }
+  for (; i < num_in; i += 2) {
+    const __m512bh av = pairs_at(a + i * LANES);
+    for (int r = 0; r < NR; ++r) acc[r][0] = _mm512_dpbf16_ps(acc[r][0], pair_of(x[r] + i), av);
+  }
+  for (int r = 0; r < NR; ++r) {
+    if (CHAINS == 2) acc[r][0] = _mm512_add_ps(acc[r][0], acc[r][CHAINS - 1]);
+    _mm512_storeu_ps(h[r], acc[r][0]);
+  }
+}
+
+// h is split into a bfloat16 and what that leaves over, so that little more than its last bits are
+// lost: two products of bfloat16 instead of one of float32 and the conversion of B.
+template <int NR>
+inline void expand_block(bf16* const* y, const float* const* h, const bf16* b, int rank,
+                         float scale) {
+  __m512 acc[NR][VECS];
+  for (int r = 0; r < NR; ++r)
+    for (int v = 0; v < VECS; ++v) acc[r][v] = _mm512_setzero_ps();
+  for (int k = 0; k < rank; k += 2) {
+    __m512bh bs[VECS];
+    for (int v = 0; v < VECS; ++v) bs[v] = pairs_at(b + k * BLOCK + v * 2 * LANES);
+    for (int r = 0; r < NR; ++r) {
+      const bf16* split = reinterpret_cast<const bf16*>(h[r]) + 2 * k;
+      const __m512bh high = pair_of(split), low = pair_of(split + 2);
+      for (int v = 0; v < VECS; ++v) {
+        acc[r][v] = _mm512_dpbf16_ps(acc[r][v], high, bs[v]);
+        acc[r][v] = _mm512_dpbf16_ps(acc[r][v], low, bs[v]);
+      }
     }
   }
+  const __m512 scales = _mm512_set1_ps(scale);
   for (int r = 0; r < NR; ++r)
-    for (int k = 0; k < NK; ++k) h[r][k] = sum(reinterpret_cast<f32v>(acc[r][k]));
+    for (int v = 0; v < VECS; v += 2) {
+      bf16* out = y[r] + v * LANES;
+      const __m512 first = _mm512_fmadd_ps(scales, acc[r][v], (__m512)load(out));
+      const __m512 second = _mm512_fmadd_ps(scales, acc[r][v + 1], (__m512)load(out + LANES));
+      _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    }
 }
 #endif
 
-template <int NR, typename T>
-inline void shrink_rows(const T* const* x, const T* a, int64_t num_in, int rank, float* const* h) {
-  int k = 0;
-  float* at[NR];
-  for (; k + RANKS <= rank; k += RANKS) {
-    for (int r = 0; r < NR; ++r) at[r] = h[r] + k;
-    shrink_tile<NR, RANKS>(x, a + k * num_in, num_in, at);
-  }
-  for (; k < rank; ++k) {
-    for (int r = 0; r < NR; ++r) at[r] = h[r] + k;
-    shrink_tile<NR, 1>(x, a + k * num_in, num_in, at);
-  }
-}
-
-// y[row][first..last) += scale * h[row] B, B [rank, width].
-template <int NR, typename T>
-inline void expand_rows(T* const* y, const float* const* h, const T* b, int64_t width, int rank,
-                        int64_t first, int64_t last, float scale) {
-  int64_t o = first;
-  for (; o + VECS * LANES <= last; o += VECS * LANES) {
-    f32v acc[NR][VECS] = {};
-    for (int k = 0; k < rank; ++k) {
-      f32v bs[VECS];
-      for (int v = 0; v < VECS; ++v) bs[v] = load(b + k * width + o + v * LANES);
-      for (int r = 0; r < NR; ++r)
-        for (int v = 0; v < VECS; ++v) acc[r][v] += h[r][k] * bs[v];
+// In place: pairs of float32 become [high, high, low, low] in bfloat16, in the same 8 bytes.
+inline void split_pairs(float* h, int rank) {
+  for (int k = 0; k < rank; k += 2) {
+    bf16 parts[4];
+    for (int i = 0; i < 2; ++i) {
+      from_float(h[k + i], &parts[i]);
+      const float rest = h[k + i] - to_float(parts[i]);
+      // Of an infinity nothing is left over; inf - inf would be NaN.
+      from_float(rest == rest ? rest : 0.0f, &parts[2 + i]);
     }
-    for (int r = 0; r < NR; ++r)
-      for (int v = 0; v < VECS; ++v) {
-        T* out = y[r] + o + v * LANES;
-        store(load(out) + scale * acc[r][v], out);
-      }
+    std::memcpy(h + k, parts, sizeof parts);
   }
-  for (; o < last; ++o)
-    for (int r = 0; r < NR; ++r) {
-      float total = 0;
-      for (int k = 0; k < rank; ++k) total += h[r][k] * to_float(b[k * width + o]);
-      from_float(to_float(y[r][o]) + scale * total, y[r] + o);
-    }
 }
 
 template <typename T>
@@ -189,6 +203,8 @@ struct Call {
   int64_t x_stride;
   float scale;
 
+  static constexpr bool SPLIT = PAIRS && sizeof(T) == 2;
+
   float* h_at(int tile, int slice, int row) const {
     return batch.h + ((static_cast<int64_t>(tile) * layer.num_slices + slice) * ROWS + row) *
                          layer.max_rank;
@@ -200,55 +216,78 @@ struct Call {
     return n;
   }
 
-  void shrink(int tile, int slice) const {
-    const int slot = batch.slots[tile], n = rows_of(tile);
-    const int rank = layer.ranks[slice * layer.num_slots + slot];
-    if (rank == 0) return;
-    const T* xs[ROWS];
-    float* hs[ROWS];
-    for (int r = 0; r < n; ++r) {
-      xs[r] = x + batch.rows[tile * ROWS + r] * x_stride;
-      hs[r] = h_at(tile, slice, r);
-    }
-    const T* at = static_cast<const T*>(layer.a[slice]) +
-                  static_cast<int64_t>(slot) * layer.max_rank * layer.num_in;
-    switch (n) {
-      case 1: return shrink_rows<1>(xs, at, layer.num_in, rank, hs);
-      case 2: return shrink_rows<2>(xs, at, layer.num_in, rank, hs);
-      case 3: return shrink_rows<3>(xs, at, layer.num_in, rank, hs);
-      default: return shrink_rows<4>(xs, at, layer.num_in, rank, hs);
-    }
+  int rank_of(int tile, int slice) const {
+    return layer.ranks[slice * layer.num_slots + batch.slots[tile]];
   }
 
-  void expand(int tile, int slice, int64_t offset, int64_t first, int64_t last) const {
-    const int slot = batch.slots[tile], n = rows_of(tile);
-    const int rank = layer.ranks[slice * layer.num_slots + slot];
-    if (rank == 0) return;
-    T* ys[ROWS];
-    const float* hs[ROWS];
-    for (int r = 0; r < n; ++r) {
-      ys[r] = y + batch.rows[tile * ROWS + r] * y_stride + offset;
-      hs[r] = h_at(tile, slice, r);
+  void shrink(int tile, int slice) const {
+    const int n = rows_of(tile), rank = rank_of(tile, slice);
+    const T* xs[ROWS];
+    for (int r = 0; r < n; ++r) xs[r] = x + batch.rows[tile * ROWS + r] * x_stride;
+    const T* a = static_cast<const T*>(layer.a[slice]) +
+                 static_cast<int64_t>(batch.slots[tile]) * layer.max_rank * layer.num_in;
+    for (int k = 0; k < rank; k += LANES) {
+      float* hs[ROWS];
+      for (int r = 0; r < n; ++r) hs[r] = h_at(tile, slice, r) + k;
+      const T* block = a + k * layer.num_in;
+      switch (n) {
+        case 1: shrink_block<1>(xs, block, layer.num_in, hs); break;
+        case 2: shrink_block<2>(xs, block, layer.num_in, hs); break;
+        case 3: shrink_block<3>(xs, block, layer.num_in, hs); break;
+        case 4: shrink_block<4>(xs, block, layer.num_in, hs); break;
+        case 5: shrink_block<5>(xs, block, layer.num_in, hs); break;
+        default: shrink_block<6>(xs, block, layer.num_in, hs); break;
+      }
     }
-    const int64_t width = layer.widths[slice];
-    const T* bt =
-        static_cast<const T*>(layer.b[slice]) + static_cast<int64_t>(slot) * layer.max_rank * width;
-    switch (n) {
-      case 1: return expand_rows<1>(ys, hs, bt, width, rank, first, last, scale);
-      case 2: return expand_rows<2>(ys, hs, bt, width, rank, first, last, scale);
-      case 3: return expand_rows<3>(ys, hs, bt, width, rank, first, last, scale);
-      default: return expand_rows<4>(ys, hs, bt, width, rank, first, last, scale);
+    if (SPLIT)
+      for (int r = 0; r < n; ++r) split_pairs(h_at(tile, slice, r), (rank + 1) & ~1);
+  }
+
+  // Outputs first..last of one slice; `first` is a multiple of BLOCK.
+  void expand(int tile, int slice, int64_t offset, int64_t first, int64_t last) const {
+    const int n = rows_of(tile), rank = rank_of(tile, slice);
+    if (rank == 0) return;
+    const int64_t padded = (layer.widths[slice] + BLOCK - 1) / BLOCK * BLOCK;
+    const T* b = static_cast<const T*>(layer.b[slice]) +
+                 static_cast<int64_t>(batch.slots[tile]) * layer.max_rank * padded;
+    for (int64_t o = first; o < last; o += BLOCK) {
+      const T* block = b + o * layer.max_rank;
+      const int64_t width = last - o < BLOCK ? last - o : BLOCK;
+      T* ys[ROWS];
+      const float* hs[ROWS];
+      T whole[ROWS][BLOCK];
+      for (int r = 0; r < n; ++r) {
+        ys[r] = y + batch.rows[tile * ROWS + r] * y_stride + offset + o;
+        hs[r] = h_at(tile, slice, r);
+        if (width < BLOCK) {  // the slice ends within the block
+          std::memcpy(whole[r], ys[r], width * sizeof(T));
+          ys[r] = whole[r];
+        }
+      }
+      switch (n) {
+        case 1: expand_block<1>(ys, hs, block, rank, scale); break;
+        case 2: expand_block<2>(ys, hs, block, rank, scale); break;
+        case 3: expand_block<3>(ys, hs, block, rank, scale); break;
+        case 4: expand_block<4>(ys, hs, block, rank, scale); break;
+        case 5: expand_block<5>(ys, hs, block, rank, scale); break;
+        default: expand_block<6>(ys, hs, block, rank, scale); break;
+      }
+      if (width < BLOCK)
+        for (int r = 0; r < n; ++r)
+          std::memcpy(y + batch.rows[tile * ROWS + r] * y_stride + offset + o, whole[r],
+                      width * sizeof(T));
     }
   }
 
   void run() const {
-    constexpr int64_t CHUNK = 8 * VECS * LANES;  // outputs per task
-    int64_t chunks = 0;
-    for (int s = 0; s < layer.num_slices; ++s) chunks += (layer.widths[s] + CHUNK - 1) / CHUNK;
-    int64_t outputs = 0;
-    for (int s = 0; s < layer.num_slices; ++s) outputs += layer.widths[s];
-    const int64_t products = static_cast<int64_t>(batch.num_tiles) * ROWS * layer.max_rank *
-                             (layer.num_slices * layer.num_in + outputs);
+    constexpr int64_t CHUNK = 4 * BLOCK;  // outputs per task
+    int64_t chunks = 0, outputs = 0, products = 0;
+    for (int s = 0; s < layer.num_slices; ++s) {
+      chunks += (layer.widths[s] + CHUNK - 1) / CHUNK;
+      outputs += layer.widths[s];
+    }
+    for (int t = 0; t < batch.num_tiles; ++t)
+      products += rank_of(t, 0) * ROWS * (layer.num_slices * layer.num_in + outputs);
     // Below this, waking other threads costs more than it saves.
 #pragma omp parallel if (products > 500000)
     {
@@ -273,6 +312,8 @@ struct Call {
 };
 
 }  // namespace
+
+extern "C" int32_t lora_pairs() { return PAIRS; }
 
 extern "C" void lora_add_float32(const Layer* layer, const Batch* batch, float* y,
                                  int64_t y_stride, const float* x, int64_t x_stride,

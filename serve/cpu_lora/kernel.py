@@ -16,7 +16,8 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,20 @@ BUILD_TIMEOUT_S = 120
 logger = logging.getLogger("vllm.distillery.cpu_lora")
 
 
-class Layer(ctypes.Structure):
+LANES, BLOCK = 16, 64
+"""`LANES` and `BLOCK` of kernel.cpp: ranks and outputs that lie together."""
+
+
+class _Described(ctypes.Structure):
+    """A structure that is passed by its address, which is worked out once."""
+
+    @cached_property
+    def address(self) -> int:
+        """Address of the structure itself."""
+        return ctypes.addressof(self)
+
+
+class Layer(_Described):
     """`Layer` of kernel.cpp."""
 
     _fields_ = (
@@ -43,7 +57,7 @@ class Layer(ctypes.Structure):
     )
 
 
-class Batch(ctypes.Structure):
+class Batch(_Described):
     """`Batch` of kernel.cpp."""
 
     _fields_ = (
@@ -54,31 +68,13 @@ class Batch(ctypes.Structure):
     )
 
 
-def layer(
-    a: Sequence[torch.Tensor],
-    b: Sequence[torch.Tensor],
-    *,
-    widths: list[int],
-    ranks: list[list[int]],
-    shape: tuple[int, int, int],
-) -> Layer:
-    """Describe a layer: for each slice A [slots, (1,) R, in] and B [slots, R, out], contiguous.
+@dataclass(frozen=True)
+class Weights:
+    """A layer's adapters in the order in which the operator reads them; `layer` points into it."""
 
-    `ranks` are the true ranks by slice and slot; `shape` is slots, R, in. The tensors must outlive
-    what is returned.
-    """
-    num_slots, max_rank, num_in = shape
-    flat_ranks = [rank for of_slice in ranks for rank in of_slice]
-    return Layer(
-        (ctypes.c_void_p * len(a))(*(t.data_ptr() for t in a)),
-        (ctypes.c_void_p * len(b))(*(t.data_ptr() for t in b)),
-        (ctypes.c_int64 * len(widths))(*widths),
-        (ctypes.c_int32 * len(flat_ranks))(*flat_ranks),
-        num_in,
-        len(a),
-        num_slots,
-        max_rank,
-    )
+    a: list[torch.Tensor]
+    b: list[torch.Tensor]
+    layer: Layer
 
 
 class Kernel:
@@ -90,6 +86,7 @@ class Kernel:
             torch.float32: library.lora_add_float32,
             torch.bfloat16: library.lora_add_bfloat16,
         }
+        self._paired = {torch.bfloat16} if library.lora_pairs() else set()
         for function in self._functions.values():
             function.restype = None
             function.argtypes = (
@@ -102,23 +99,67 @@ class Kernel:
                 ctypes.c_float,
             )
 
-    def supports(self, dtype: torch.dtype) -> bool:
-        """Whether there is an operator for inputs, weights and outputs of `dtype`."""
-        return dtype in self._functions
+    def supports(self, dtype: torch.dtype, *, num_in: int) -> bool:
+        """Whether there is an operator for rows of `num_in` inputs of `dtype`."""
+        return dtype in self._functions and not (dtype in self._paired and num_in % 2)
+
+    def weights(
+        self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], *, ranks: list[list[int]]
+    ) -> Weights:
+        """Lay out a layer: for each slice A [slots, 1, R, in] and B [slots, 1, out, R].
+
+        `ranks` are the true ranks by slice and slot. The weights are copied.
+        """
+        paired = a[0].dtype in self._paired
+        blocks_a = [_blocks_of_a(tensor[:, 0], paired=paired) for tensor in a]
+        blocks_b = [_blocks_of_b(tensor[:, 0], paired=paired) for tensor in b]
+        flat_ranks = [rank for of_slice in ranks for rank in of_slice]
+        num_slots, _, max_rank, num_in = a[0].shape
+        described = Layer(
+            (ctypes.c_void_p * len(a))(*(t.data_ptr() for t in blocks_a)),
+            (ctypes.c_void_p * len(b))(*(t.data_ptr() for t in blocks_b)),
+            (ctypes.c_int64 * len(b))(*(tensor.shape[2] for tensor in b)),
+            (ctypes.c_int32 * len(flat_ranks))(*flat_ranks),
+            num_in,
+            len(a),
+            num_slots,
+            max_rank + -max_rank % LANES,
+        )
+        return Weights(blocks_a, blocks_b, described)
 
     def add(
         self, y: torch.Tensor, x: torch.Tensor, layer: Layer, batch: Batch, *, scale: float
     ) -> None:
         """`y += scale * x A^T B` in place; y and x of one dtype, elements of a row adjacent."""
         self._functions[y.dtype](
-            ctypes.addressof(layer),
-            ctypes.addressof(batch),
+            layer.address,
+            batch.address,
             y.data_ptr(),
             y.stride(0),
             x.data_ptr(),
             x.stride(0),
             scale,
         )
+
+
+def _blocks_of_a(a_SRH: torch.Tensor, *, paired: bool) -> torch.Tensor:
+    """Return A [slots, blocks, H, LANES], or [slots, blocks, H/2, LANES, 2]."""
+    padded = torch.nn.functional.pad(a_SRH, (0, 0, 0, -a_SRH.shape[1] % LANES))
+    blocks = padded.unflatten(1, (-1, LANES)).transpose(2, 3)
+    return _in_pairs(blocks) if paired else blocks.contiguous()
+
+
+def _blocks_of_b(b_SOR: torch.Tensor, *, paired: bool) -> torch.Tensor:
+    """Return B [slots, blocks, R, BLOCK], or [slots, blocks, R/2, BLOCK, 2]."""
+    outputs, ranks = b_SOR.shape[1:]
+    padded = torch.nn.functional.pad(b_SOR, (0, -ranks % LANES, 0, -outputs % BLOCK))
+    blocks = padded.unflatten(1, (-1, BLOCK)).transpose(2, 3)
+    return _in_pairs(blocks) if paired else blocks.contiguous()
+
+
+def _in_pairs(blocks: torch.Tensor) -> torch.Tensor:
+    """Return [.., n, m] as [.., n/2, m, 2]: neighbours along n beside each other."""
+    return blocks.unflatten(2, (-1, 2)).transpose(3, 4).contiguous()
 
 
 @cache

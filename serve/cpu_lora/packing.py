@@ -60,6 +60,11 @@ class LayerAdapters:
 
     def __init__(self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> None:
         self.a, self.b = a, b
+        self._tensors = (*a, *b)
+        dtypes = {tensor.dtype for tensor in self._tensors}
+        self.dtype: torch.dtype | None = dtypes.pop() if len(dtypes) == 1 else None
+        """The one dtype of all weights, or nothing if they differ."""
+        self._counted = not any(tensor.is_inference() for tensor in self._tensors)
         self._versions: list[int] | None = None
         self._ranks: list[list[int]] = []
         self._widths: list[int] = []
@@ -67,8 +72,7 @@ class LayerAdapters:
         self.broken: frozenset[int] = frozenset()
         """Slots with NaN or infinite weights. They are left out of products that other rows
         take part in, for 0 × NaN of one adapter would spoil all rows of the batch."""
-        self._kernel_layer: kernel.Layer | None = None
-        self._b_transposed: list[torch.Tensor] = []
+        self._weights: kernel.Weights | None = None
         self._packs: OrderedDict[tuple[tuple[int, ...], torch.dtype], Pack] = OrderedDict()
 
     def refresh(self) -> None:
@@ -77,19 +81,19 @@ class LayerAdapters:
         Tensors count the writes to them, also through views, so this needs no hook in vLLM.
         Tensors made in inference mode do not count; they are looked at anew each time.
         """
-        tensors = (*self.a, *self.b)
-        if any(tensor.is_inference() for tensor in tensors):
-            versions = None
-        else:
-            versions = [tensor._version for tensor in tensors]
+        versions = None
+        if self._counted:
+            versions = [tensor._version for tensor in self._tensors]
             if versions == self._versions:
                 return
         self._versions = versions
         self._packs.clear()
-        self._kernel_layer = None
+        self._weights = None
         self._ranks = [true_ranks(a.flatten(1, 2)) for a in self.a]
         self._widths = [sum(ranks) for ranks in zip(*self._ranks, strict=True)]
-        finite_S = torch.stack([t.isfinite().flatten(1).all(dim=1) for t in tensors]).all(dim=0)
+        finite_S = torch.stack([t.isfinite().flatten(1).all(dim=1) for t in self._tensors]).all(
+            dim=0
+        )
         self.broken = frozenset(finite_S.logical_not().nonzero().flatten().tolist())
         self._loaded = tuple(
             slot for slot, width in enumerate(self._widths) if width and slot not in self.broken
@@ -99,19 +103,11 @@ class LayerAdapters:
         """True rank of the adapter in `slot` for one slice; 0 if it leaves the slice alone."""
         return self._ranks[slice_index][slot]
 
-    def kernel_layer(self) -> kernel.Layer:
-        """Return this layer as the compiled operator takes it: A as vLLM keeps it, B transposed."""
-        if self._kernel_layer is None:
-            num_slots, _, max_rank, num_in = self.a[0].shape
-            self._b_transposed = [b[:, 0].transpose(1, 2).contiguous() for b in self.b]
-            self._kernel_layer = kernel.layer(
-                self.a,
-                self._b_transposed,
-                widths=[b.shape[2] for b in self.b],
-                ranks=self._ranks,
-                shape=(num_slots, max_rank, num_in),
-            )
-        return self._kernel_layer
+    def kernel_layer(self, operator: kernel.Kernel) -> kernel.Layer:
+        """Return this layer as the compiled operator takes it."""
+        if self._weights is None:
+            self._weights = operator.weights(self.a, self.b, ranks=self._ranks)
+        return self._weights.layer
 
     def pack(self, slots: tuple[int, ...], *, out_dtype: torch.dtype) -> Pack | None:
         """Return the pack to use for a batch with `slots`; nothing if none touches this layer.

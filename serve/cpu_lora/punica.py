@@ -177,14 +177,18 @@ class DensePunicaWrapper(PunicaWrapperCPU):
         widths: tuple[int, ...],
         add_inputs: bool,
     ) -> None:
-        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        if y.dim() != 2 or x.dim() != 2:
+            y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
         # Rows past the mapping are padding. Fewer rows than the mapping would be a batch that
         # this metadata does not describe.
         assert x.shape[0] >= routing.num_rows, (x.shape, routing.num_rows)
+        compiled = add_inputs and self._compiled(y, x, layer)
+        if compiled:
+            if routing.num_tiles:
+                self._add_tiles(y, x, layer, routing, scale)
+            if routing.only_tiles:
+                return
         beta = int(add_inputs)
-        compiled = self._kernel is not None and add_inputs and _one_dtype(self._kernel, y, x, layer)
-        if compiled and len(routing.tile_slots):
-            self._add_tiles(y, x, layer, routing, scale)
         for span in routing.spans:
             if span.long:
                 _add_run(y, x, layer, span.runs[0], scale, widths, beta)
@@ -198,28 +202,32 @@ class DensePunicaWrapper(PunicaWrapperCPU):
                 if pack is not None:
                     _add_span(y, x, pack, span, routing, scale, widths, beta)
 
+    def _compiled(self, y: torch.Tensor, x: torch.Tensor, layer: LayerAdapters) -> bool:
+        """Whether the compiled operator takes these: one dtype it knows, rows without gaps."""
+        return (
+            self._kernel is not None
+            and y.dtype is x.dtype is layer.dtype
+            and self._kernel.supports(y.dtype, num_in=x.shape[1])
+            and x.stride(1) == y.stride(1) == 1
+        )
+
     def _add_tiles(
         self, y: torch.Tensor, x: torch.Tensor, layer: LayerAdapters, routing: Routing, scale: float
     ) -> None:
         assert self._kernel is not None
-        described = layer.kernel_layer()
-        per_row = described.num_slices * described.max_rank
-        if self._scratch.numel() < routing.tile_rows.numel() * per_row:
-            self._scratch = torch.empty(routing.tile_rows.numel() * per_row)
-        batch = kernel.Batch(
-            routing.tile_slots.data_ptr(),
-            routing.tile_rows.data_ptr(),
-            self._scratch.data_ptr(),
-            routing.tile_slots.shape[0],
-        )
+        described = layer.kernel_layer(self._kernel)
+        needed = routing.tile_rows.numel() * described.num_slices * described.max_rank
+        if self._scratch.numel() < needed:
+            self._scratch = torch.empty(needed)
+        batch = routing.kernel_batch
+        if batch is None or batch.h != self._scratch.data_ptr():
+            batch = routing.kernel_batch = kernel.Batch(
+                routing.tile_slots.data_ptr(),
+                routing.tile_rows.data_ptr(),
+                self._scratch.data_ptr(),
+                routing.num_tiles,
+            )
         self._kernel.add(y, x, described, batch, scale=scale)
-
-
-def _one_dtype(
-    operator: kernel.Kernel, y: torch.Tensor, x: torch.Tensor, layer: LayerAdapters
-) -> bool:
-    dtypes = {y.dtype, x.dtype, layer.a[0].dtype, layer.b[0].dtype}
-    return len(dtypes) == 1 and operator.supports(y.dtype) and x.stride(1) == y.stride(1) == 1
 
 
 def _add_run(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+    from serve.cpu_lora.kernel import Batch
     from serve.cpu_lora.packing import Columns
 
 NO_ADAPTER = -1
-ROWS_PER_TILE = 4
+ROWS_PER_TILE = 6
 """`ROWS` of kernel.cpp."""
 LONG_RUN_ROWS = 128
 """From here on a run of one adapter's rows is multiplied on its own: at this length the work on
@@ -101,8 +104,11 @@ def find_tiles(spans: Sequence[Span]) -> tuple[list[int], list[list[int]]]:
     slots: list[int] = []
     tiles: list[list[int]] = []
     for slot, rows in sorted(rows_of.items()):
-        for first in range(0, len(rows), ROWS_PER_TILE):
-            tile = rows[first : first + ROWS_PER_TILE]
+        # Tiles of equal size: a tile of one row costs nearly as much as one of three.
+        count = -(-len(rows) // ROWS_PER_TILE)
+        bounds = [i * len(rows) // count for i in range(count + 1)]
+        for first, last in pairwise(bounds):
+            tile = rows[first:last]
             slots.append(slot)
             tiles.append(tile + [NO_ADAPTER] * (ROWS_PER_TILE - len(tile)))
     return slots, tiles
@@ -119,7 +125,11 @@ class Routing:
     """Slot of each tile of short-run rows, int32 [tiles]; rows of one adapter from anywhere."""
     tile_rows: torch.Tensor
     """Rows of each tile, int32 [tiles, ROWS_PER_TILE], -1 where a tile is not full."""
+    only_tiles: bool
+    """Whether the tiles cover every row that has an adapter."""
     masks: dict[tuple[int, Columns], torch.Tensor] = field(default_factory=dict)
+    kernel_batch: Batch | None = None
+    """The tiles as the compiled operator takes them, once it has been called."""
 
     @classmethod
     def of(cls, row_slots: torch.Tensor) -> Routing:
@@ -133,12 +143,18 @@ class Routing:
             spans,
             torch.tensor(slots, dtype=torch.int32),
             torch.tensor(rows, dtype=torch.int32),
+            only_tiles=not any(span.long for span in spans),
         )
 
-    @property
+    @cached_property
     def num_rows(self) -> int:
         """Rows that the batch's mapping covers."""
         return int(self.row_slots.shape[0])
+
+    @cached_property
+    def num_tiles(self) -> int:
+        """Tiles of short-run rows."""
+        return int(self.tile_slots.shape[0])
 
     def foreign(self, span: Span, columns: Columns) -> torch.Tensor:
         """Return bool [rows of the span, columns], true where the column is another adapter's."""

@@ -114,12 +114,12 @@ def test_the_verifier_scores_by_execution():
 def test_a_judge_that_fails_is_never_a_zero():
     row = {"example_id": "a"}
     rubric = {"clear": "Is it clear?", "right": "Is it right?"}
-    text = '{"clear": {"score": 0.5, "reasoning": "so so"}, "right": {"score": 7}}'
-    verdicts = read_scores(row, "judge-1", rubric, text)
-    assert verdicts[0]["score"] == 0.5
-    assert verdicts[1]["score"] is None
-    assert "no score from 0 to 1" in verdicts[1]["error"]
-    assert overall_scores(verdicts) == {"a": 0.5}
+    good = read_scores(row, "judge-1", rubric, '{"clear": {"score": 0.5}, "right": {"score": 0.7}}')
+    # 7 of 10 for the one, so nobody knows what 0.5 means for the other.
+    bad = read_scores(row, "judge-2", rubric, '{"clear": {"score": 0.5}, "right": {"score": 7}}')
+    assert [verdict["score"] for verdict in bad] == [None, None]
+    assert "no score from 0 to 1" in bad[0]["error"]
+    assert overall_scores([*good, *bad]) == {"a": pytest.approx(0.6)}
 
 
 def test_scores_are_means_over_judges_then_over_dimensions():

@@ -1,0 +1,128 @@
+"""`distillery check`: is this task ready to be distilled, and should it be?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cluster.config import read_toml
+from cluster.errors import DistilleryError
+from distill.prompts.source import read_jsonl, read_prompts
+from distill.tasks.checklist import PromptSample
+from distill.tasks.checkup import Checkup, check_up
+from distill.tasks.task import Task, load_task
+
+# Enough to see strata, repeats and lengths; a large file is looked at evenly.
+LOOKED_AT = 1000
+MARKS = {"pass": "[green]ok[/]", "warn": "[yellow]--[/]", "fail": "[red]no[/]"}
+ADVICE = {
+    "distil": "distil it",
+    "prompt": "do not distil: prompt a model",
+    "retrieve": "do not distil: look the facts up",
+    "compute": "compute the break-even first",
+}
+
+
+def check_task(folder: str, *, as_json: bool = False) -> int:
+    """Print the check-up of a task folder or a bundled task's name.
+
+    Returns the exit code: 0, or 2 when an item failed.
+    """
+    task = load_task(folder)
+    checkup = check_up(task, read_sample(task))
+    if as_json:
+        print(json.dumps(asdict(checkup), indent=2, ensure_ascii=False))
+    else:
+        console = Console(highlight=False)
+        # Where the output is a file, rich would fold everything into 80 columns.
+        render(checkup, console if console.is_terminal else Console(highlight=False, width=100))
+    return 2 if checkup.failed else 0
+
+
+def read_sample(task: Task) -> PromptSample:
+    """Read or generate some of the task's prompts, and the answers that its run.toml replays.
+
+    What cannot be read becomes the sample's `problem`: that is a finding, not the end.
+    """
+    answers = _recorded_answers(task)
+    try:
+        sizes = {"train": LOOKED_AT}
+        prompts = read_prompts(task, sizes=sizes, seed=0, skip_bad=False)
+    # A generator is the user's own code: whatever it raises is what there is to report.
+    except Exception as error:
+        name = "" if isinstance(error, DistilleryError) else f"{type(error).__name__}: "
+        return PromptSample(problem=f"{name}{error}", answers=answers)
+    total = None if task.spec.prompts.generator else len(prompts)
+    return PromptSample(prompts=_evenly(prompts), total=total, answers=answers)
+
+
+def render(checkup: Checkup, console: Console) -> None:
+    """Print the graded items, what to write, the complexity, the expectations and the advice."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "item", "found in the definition"):
+        table.add_column(heading, overflow="fold")
+    for item in checkup.items:
+        table.add_row(MARKS[item.verdict], item.id, f"{item.question} {escape(item.evidence)}")
+    console.print(f"[bold]{escape(checkup.task)}[/bold]")
+    console.print(table)
+    for verdict, colour in (("fail", "red"), ("warn", "yellow")):
+        for item in (item for item in checkup.items if item.verdict == verdict):
+            console.print(f"\n[{colour}]{item.id}[/]: {escape(item.evidence)}")
+            console.print(f"  to do: {escape(item.advice)}")
+    complexity = checkup.complexity
+    console.print(f"\n[bold]complexity {complexity.level} of 4, {complexity.name}[/bold]")
+    for reason in complexity.reasons:
+        console.print(f"  level {reason.level}: {escape(reason.text)}")
+    _render_expectations(checkup, console)
+    _render_recommendation(checkup, console)
+    if checkup.recommendation.advice == "distil" and checkup.failed:
+        console.print(f"  mend first: {', '.join(item.id for item in checkup.failed)}")
+    failed, warned = len(checkup.failed), sum(i.verdict == "warn" for i in checkup.items)
+    passed = len(checkup.items) - failed - warned
+    console.print(f"\n{passed} passed, {warned} to look at, {failed} failed")
+
+
+def _render_expectations(checkup: Checkup, console: Console) -> None:
+    console.print("\n[bold]to expect[/bold] (rules of thumb of others, no promise)")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("what", "figure", "source"):
+        table.add_column(heading, overflow="fold")
+    for row in checkup.expectations:
+        table.add_row(escape(row.label), escape(row.text), f"[dim]{escape(row.source)}[/dim]")
+    console.print(table)
+
+
+def _render_recommendation(checkup: Checkup, console: Console) -> None:
+    recommendation = checkup.recommendation
+    console.print(f"\n[bold]advice: {ADVICE[recommendation.advice]}[/bold]")
+    for reason in recommendation.reasons:
+        side = "because" if reason.supports else "against it"
+        console.print(f"  {side}: {escape(reason.text)} [dim]({escape(reason.source)})[/dim]")
+    if recommendation.unknown:
+        names = ", ".join(recommendation.unknown)
+        console.print(f"  could change it, once stated in \\[deployment]: {names}")
+
+
+def _recorded_answers(task: Task) -> list[str]:
+    """Return answers of the replay teacher in the run.toml beside the task, if there is one."""
+    run = task.folder / "run.toml"
+    if not run.is_file():
+        return []
+    teacher = read_toml(run).get("teacher", {})
+    if not isinstance(teacher, dict) or teacher.get("kind") != "replay":
+        return []
+    path = task.folder / str(teacher.get("file", ""))
+    if path.suffix != ".jsonl" or not path.is_file():
+        return []
+    rows = read_jsonl(path, skip_bad=True)
+    return _evenly([row["completion"] for row in rows if isinstance(row.get("completion"), str)])
+
+
+def _evenly(values: list[Any]) -> list[Any]:
+    count = min(LOOKED_AT, len(values))
+    return [values[index * len(values) // count] for index in range(count)]
