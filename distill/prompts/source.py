@@ -11,11 +11,12 @@ from distill.tasks.task import Task
 
 
 def read_prompts(task: Task, *, sizes: dict[str, int], seed: int, skip_bad: bool) -> list[Any]:
-    """Return the prompts of the task's file, or as many generated ones as the splits need.
+    """Return the prompts of the task's file, or as many generated or combined as the splits need.
 
     Each split is generated from a seed of its own, so that the test prompts stay the same ones
-    when the training set grows. A line of a file that cannot be read is a DataError with its
-    number and text, for every such line at once; with `skip_bad` the other lines are kept.
+    when the training set grows; a grid keeps them as well. A line of a file that cannot be read is
+    a DataError with its number and text, for every such line at once; with `skip_bad` the other
+    lines are kept.
     """
     source = task.spec.prompts
     if source.generator:
@@ -26,6 +27,11 @@ def read_prompts(task: Task, *, sizes: dict[str, int], seed: int, skip_bad: bool
             # Some to spare: a few fall out because another split has their combination.
             for prompt in generate(size + size // 10 + 10, 3 * seed + number)
         ]
+    if source.grid is not None:
+        # Imported late, because it reads its JSONL files with this module.
+        from distill.prompts.grid import grid_prompts
+
+        return grid_prompts(task, sizes=sizes, seed=seed)
     path = task.folder / source.file
     if not path.is_file():
         raise DataError(

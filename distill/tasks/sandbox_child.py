@@ -19,6 +19,7 @@ import sys
 import types
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, NoReturn
 
 # What an algorithm may import. Each is loaded before the lock, because afterwards no file opens.
@@ -83,7 +84,7 @@ def main() -> NoReturn:
     request = json.loads(sys.stdin.buffer.read())
     limit(request["limits"])
     _preload(request["source"])
-    sys.stdin = None  # type: ignore[assignment]
+    sys.stdin = None
     sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = _Discard()  # type: ignore[assignment,misc]
     lock()
     gate = _Gate()
@@ -103,7 +104,7 @@ def main() -> NoReturn:
     function = loaded["value"]
     room = request["limits"]["output_bytes"]
     for arguments in request["calls"]:
-        outcome = _attempt(gate, lambda a=arguments: function(*a))
+        outcome = _attempt(gate, partial(function, *arguments))
         if "kind" not in outcome:
             outcome = _encode(outcome["value"], room)
         room -= outcome.pop("size", 0)
@@ -164,7 +165,7 @@ def _load(module: types.ModuleType, code: Any, function: str) -> Callable[..., A
     found = module.__dict__.get(function)
     if not callable(found):
         raise NameError(f"the source defines no function {function!r}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _attempt(gate: _Gate, action: Callable[[], Any]) -> dict[str, Any]:

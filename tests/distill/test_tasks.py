@@ -88,7 +88,7 @@ def test_a_variable_that_a_record_lacks_is_named(folder):
 
 
 def test_an_unknown_task_lists_those_that_there_are(tmp_path):
-    with pytest.raises(ConfigError, match="come with Distillery are: reconcile"):
+    with pytest.raises(ConfigError, match="come with Distillery are: interview, reconcile"):
         load_task(tmp_path / "nothing")
 
 

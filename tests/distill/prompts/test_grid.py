@@ -1,6 +1,7 @@
 """A grid is sampled: no combination twice, even strata, same by seed, held-out entries apart."""
 
 import json
+import random
 from collections import Counter
 from math import prod
 
@@ -80,8 +81,6 @@ def test_the_walk_visits_each_cell_once_and_is_even_at_every_moment(sizes, data)
 @st.composite
 def grids(draw):
     """Blocks of items with a field `kind`, some strata, and counts of three draws that fit."""
-    import random
-
     blocks = [
         [{f"axis{n}": {"id": str(i), "kind": str(i % kinds)}} for i in range(size)]
         for n, (size, kinds) in enumerate(
@@ -97,7 +96,7 @@ def grids(draw):
         blocks,
         strata,
         [first, second, cells - first - second],
-        random.Random(draw(st.integers())),
+        draw(st.integers()),
     )
 
 
@@ -113,19 +112,24 @@ def strata_of(cells, strata):
 @settings(deadline=None)
 @given(grids())
 def test_draws_share_no_cell_and_end_when_every_cell_was_drawn(grid):
-    blocks, strata, counts, rng = grid
+    blocks, strata, counts, seed = grid
+    rng = random.Random(seed)
     sampler = Sampler(blocks, strata, rng=rng)
     draws = [sampler.draw(count, rng=rng) for count in counts]
     assert [len(cells) for cells in draws] == counts
     drawn = [tuple(sorted((k, v["id"]) for k, v in cell.items())) for d in draws for cell in d]
     assert len(set(drawn)) == len(drawn) == prod(len(block) for block in blocks)
     assert sampler.left == 0
+    again = random.Random(seed)
+    sampler = Sampler(blocks, strata, rng=again)
+    assert [sampler.draw(count, rng=again) for count in counts] == draws
 
 
 @settings(deadline=None)
 @given(grids())
 def test_strata_are_even_unless_they_are_used_up(grid):
-    blocks, strata, (count, *_), rng = grid
+    blocks, strata, (count, *_), seed = grid
+    rng = random.Random(seed)
     capacity = strata_of(
         Sampler(blocks, strata, rng=rng).draw(prod(map(len, blocks)), rng=rng), strata
     )
