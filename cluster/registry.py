@@ -50,6 +50,9 @@ class AdapterManifest(BaseModel):
     task_digest: str
     dataset_digest: str
     teacher: str
+    teacher_terms: str = ""
+    """For a teacher behind an API: what the dated table said of its terms, and that the run
+    accepted them."""
     train: dict[str, Any]
     gates: list[dict[str, Any]]
     created_at: str = ""

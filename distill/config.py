@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cluster.config import StrictModel
-from distill.curate.config import NearDuplicatesConfig, StructureConfig
+from distill.curate.config import (
+    BalanceRule,
+    ContaminationConfig,
+    DiversityConfig,
+    EmbeddingsConfig,
+    NearDuplicatesConfig,
+    SemanticDuplicatesConfig,
+    StructureConfig,
+)
 
 
 class TaskConfig(StrictModel):
@@ -74,7 +82,26 @@ class LiteLLMTeacher(StrictModel):
     max_retries: int = Field(default=5, ge=0)
     """Attempts after the first, on rate limits, time-outs and server errors only."""
     concurrency: int = Field(default=32, ge=1)
-    """Requests in flight at once."""
+    """Requests in flight at once, over all workers; falls while the provider refuses."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """The provider's limit for this model, kept by all jobs of the cluster together."""
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Likewise, prompt plus completion."""
+    seed: int | None = None
+    """Sampling seed, for servers that take one."""
+    structured: Literal["auto", "json_schema", "json_object", "off"] = "auto"
+    """How JSON is asked for: `auto` sends the task's schema where LiteLLM knows that the provider
+    enforces it, and nothing elsewhere."""
+    repair: bool = True
+    """Ask once more, with what was wrong, when an answer does not fit the task's output."""
+    budget_usd: float | None = Field(default=None, gt=0)
+    """Asking stops before the dollars of this run, resumes included, pass this."""
+    accept_teacher_terms: bool = False
+    """Say that you may train on the answers of a teacher whose terms restrict that."""
+    max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Share of prompts that may end without an answer."""
+    cache: str = ""
+    """Folder of the answers that runs share; empty: `answers` beside the run folders."""
     price: Price | None = None
     """Overrides LiteLLM's price table; needed for a model that the table does not know."""
 
@@ -199,6 +226,21 @@ class CurateConfig(StrictModel):
     structure: StructureConfig = StructureConfig()
     near_duplicates: NearDuplicatesConfig | None = None
     """Reject near-duplicates (`near_duplicate`); off without its section."""
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    semantic_duplicates: SemanticDuplicatesConfig | None = None
+    """Reject semantic duplicates (`semantic_duplicate`); off without its section."""
+    min_verified: float | None = Field(default=None, ge=0, le=1)
+    """Reject answers that the task's `verify` scores below this (`verification`), whatever the
+    jury's mean says; `None` leaves it to the jury."""
+    balance: tuple[BalanceRule, ...] = ()
+    """Caps on groups of training records (`balance`), one after the other."""
+    diversity: DiversityConfig | None = None
+    """Cluster the training records and cap the dominant cluster; off without its section."""
+    contamination: ContaminationConfig | None = None
+    """Compare training records with the evaluation sets; off without its section."""
+    strata: tuple[str, ...] = ()
+    """Dotted paths of prompt variables, such as `problem.difficulty`, whose distribution and gaps
+    the dataset card shows beside the stratum's."""
 
     @field_validator("refusal_patterns")
     @classmethod

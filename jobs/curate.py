@@ -1,7 +1,9 @@
-"""Keep the good answers: hard checks, then the jury: `python -m jobs.curate --config …`."""
+"""Keep the good answers: checks, jury, balance: `python -m jobs.curate --config …`."""
 
 from __future__ import annotations
 
+from distill.curate.contamination import evaluation_texts
+from distill.curate.finish import finish
 from distill.curate.stage import curate
 from distill.judge.agreement import agreement_note
 from distill.judge.judges import check_jury
@@ -13,34 +15,42 @@ from jobs.run import Run, StageResult
 
 
 def work(run: Run, progress: StepProgress) -> StageResult:
-    """Write `curated/`, `rejected/`, `yield.json`, `verdicts/` and `agreement.json`."""
+    """Write `curated/`, `rejected/`, `yield.json`, `verdicts/`, `agreement.json` and the card."""
     config = run.config
     check_jury(config.jury.judges, run.task)
-    prompts = [
-        row
-        for split in ("train", "validation")
-        for row in run.rows(f"prompts/{split}.parquet", stage="generate")
-    ]
-    answers = read_completions(prompts, config.teacher, store=run.store)
-    curated = curate(answers, config.curate, task=run.task, store=run.store)
-    kept = judge(
+    prompts = {
+        split: run.rows(f"prompts/{split}.parquet", stage="generate")
+        for split in ("train", "validation", "test")
+    }
+    answers = read_completions(
+        [*prompts["train"], *prompts["validation"]], config.teacher, store=run.store
+    )
+    curated = curate(answers, config.curate, task=run.task, store=run.store, on_ray=True)
+    accepted = judge(
         run.task,
         config.jury,
         records=curated.kept,
         store=run.store,
         on_progress=lambda done, total: progress.update(done, total, f"judged {done}/{total}"),
     )
-    ids = {row["example_id"] for row in kept}
-    report = run.read_json("yield.json")
-    for split, part in report.items():
-        before = [row for row in curated.kept if row["split"] == split]
-        after = [row for row in before if row["example_id"] in ids]
-        step = {"check": "jury", "rows_in": len(before), "rows_out": len(after)}
-        part["steps"].append({**step, "share": round(len(after) / len(before), 4)})
-        part["rows_out"] = len(after)
-        if len(before) > len(after):
-            part["rejected"]["jury"] = len(before) - len(after)
-    run.store.write_json("yield.json", report)
+    held_out = read_completions(
+        [*prompts["validation"], *prompts["test"]], config.teacher, store=run.store
+    )
+    taught = {row["example_id"]: row["completion"] for row in held_out}
+    kept = finish(
+        curated,
+        config.curate,
+        accepted=accepted,
+        answers=answers,
+        min_score=config.jury.min_score,
+        evaluation=[
+            text
+            for split in ("validation", "test")
+            for text in evaluation_texts(prompts[split], source=split, answers=taught)
+        ],
+        task=run.task,
+        store=run.store,
+    )
     heard = agreement_note(run.read_json(AGREEMENT_FILE))
     return StageResult(
         rows_in=len(answers),

@@ -8,7 +8,9 @@ from cluster.errors import StageError
 from cluster.models import model_digest, model_name
 from cluster.registry import AdapterManifest, Registry
 from cluster.storage import digest_of
+from distill.config import LiteLLMTeacher
 from distill.teach.teacher import teacher_name
+from distill.teach.terms import describe_terms
 from jobs.display import StepProgress
 from jobs.entry import stage_main
 from jobs.run import Run, StageResult
@@ -40,6 +42,9 @@ def work(run: Run, progress: StepProgress) -> StageResult:
             task_digest=run.task.digest,
             dataset_digest=digest_of([[r["example_id"], r["completion"]] for r in records]),
             teacher=teacher_name(config.teacher, run.task),
+            teacher_terms=(
+                describe_terms(config.teacher) if isinstance(config.teacher, LiteLLMTeacher) else ""
+            ),
             train=config.train.model_dump(mode="json"),
             gates=run.read_json("gates.json")["gates"],
         ),

@@ -19,6 +19,7 @@ from cluster.errors import ConfigError, StageError
 from cluster.storage import Store, digest_of, file_digest
 from distill.config import ReplayTeacher
 from distill.tasks.task import Task, load_task
+from distill.teach.teacher import NEUTRAL as ASKING
 from jobs.config import RunConfig
 from jobs.display import Display, StepProgress
 
@@ -34,7 +35,8 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 # What only says how fast or how safely the same result is made.
 NEUTRAL = {
-    "teacher": {"concurrency", "timeout_s", "max_retries", "api_key_env"},
+    # Its price decides what the cost table says.
+    "teacher": ASKING - {"price"},
     "train": {"max_failures", "keep_checkpoints"},
 }
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_random_exponential,
-)
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity.wait import wait_random_exponential
 
 # The price table that was installed, not today's from the network: the same run, the same bill.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -21,17 +18,51 @@ import litellm
 
 from cluster.errors import ConfigError, PrerequisiteError
 from distill.config import LiteLLMTeacher
+from distill.records import Message
+from distill.tasks.task import Task
+from distill.teach.limits import Gate, Slot
 from distill.teach.teacher import Answer
 
-# What another attempt can mend. A bad request, a wrong key or a refused content cannot be.
-RETRIED = (
-    litellm.exceptions.RateLimitError,
-    litellm.exceptions.Timeout,
-    litellm.exceptions.APIConnectionError,
-    litellm.exceptions.InternalServerError,
-    litellm.exceptions.ServiceUnavailableError,
-    litellm.exceptions.BadGatewayError,
+# Why a request failed, for those that another attempt can mend. A bad request, a wrong key or a
+# refused content cannot be.
+WORTH_RETRYING: tuple[tuple[type[Exception], str], ...] = (
+    (litellm.exceptions.RateLimitError, "rate_limit"),
+    (litellm.exceptions.Timeout, "timeout"),
+    (TimeoutError, "timeout"),
+    (litellm.exceptions.APIConnectionError, "connection"),
+    (litellm.exceptions.ServiceUnavailableError, "server"),
+    (litellm.exceptions.BadGatewayError, "server"),
+    (litellm.exceptions.InternalServerError, "server"),
+    (litellm.exceptions.APIResponseValidationError, "malformed"),
 )
+LONGEST_WAIT_S = 60.0
+GRACE_S = 5.0
+"""What a request may take beyond its time-out before it is given up from outside: a server that
+sends a byte now and then keeps the client's own time-out from ever passing."""
+
+
+class MalformedResponse(Exception):
+    """The server answered 200 with something that is no completion."""
+
+
+def reason_to_retry(error: BaseException) -> str:
+    """Return why another attempt may succeed, or "" when it cannot."""
+    if isinstance(error, MalformedResponse):
+        return "malformed"
+    for kind, reason in WORTH_RETRYING:
+        if isinstance(error, kind):
+            return reason
+    # LiteLLM wraps a body that is no JSON in its plain APIError.
+    return "malformed" if type(error) is litellm.exceptions.APIError else ""
+
+
+def retry_after_s(error: BaseException) -> float:
+    """Seconds that the provider asked to wait, 0 when it did not say."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    try:
+        return min(LONGEST_WAIT_S, max(0.0, float(headers.get("retry-after", 0))))
+    except ValueError:  # an HTTP date
+        return 1.0
 
 
 def connection(*, model: str, api_base: str | None, api_key_env: str | None) -> dict[str, Any]:
@@ -55,13 +86,14 @@ def connection(*, model: str, api_base: str | None, api_key_env: str | None) -> 
     return {"model": model, "api_base": api_base}
 
 
-def token_prices(config: LiteLLMTeacher) -> tuple[float, float]:
-    """Dollars per input and output token: the configured price, else LiteLLM's table.
+def token_prices(config: LiteLLMTeacher) -> tuple[float, float, float]:
+    """Dollars per input, cached input and output token: the configured price, else LiteLLM's.
 
     A model that neither knows is a ConfigError: an unknown price is never zero.
     """
     if config.price is not None:
-        return config.price.input_usd_per_mtok / 1e6, config.price.output_usd_per_mtok / 1e6
+        per_input = config.price.input_usd_per_mtok / 1e6
+        return per_input, per_input, config.price.output_usd_per_mtok / 1e6
     try:
         known = litellm.get_model_info(config.model)
     except Exception:
@@ -71,41 +103,89 @@ def token_prices(config: LiteLLMTeacher) -> tuple[float, float]:
             f"teacher.model {config.model!r}: LiteLLM's price table does not know it; give "
             "[teacher.price] input_usd_per_mtok and output_usd_per_mtok (0 for your own server)."
         )
-    return float(known["input_cost_per_token"]), float(known["output_cost_per_token"] or 0.0)
+    per_input = float(known["input_cost_per_token"])
+    cached = known.get("cache_read_input_token_cost")
+    return (
+        per_input,
+        per_input if cached is None else float(cached),
+        float(known["output_cost_per_token"] or 0.0),
+    )
 
 
 async def complete(
-    request: dict[str, Any], *, max_retries: int, timeout_s: float
+    request: dict[str, Any],
+    *,
+    max_retries: int,
+    timeout_s: float,
+    gate: Gate | None = None,
+    tokens: int = 0,
+    on_retry: Callable[[str], None] | None = None,
 ) -> tuple[Any, float]:
-    """Send one chat completion with retries; returns (response, seconds of the last attempt)."""
+    """Send one chat completion with retries; returns (response, seconds of the last attempt).
+
+    With a `gate` every attempt waits there for its turn, with an estimate of its `tokens`, and
+    tells it what came of it. `on_retry` is called with the reason of each retry.
+    """
+    backoff = wait_random_exponential(multiplier=0.5, max=30)
+
+    def wait(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = retry_after_s(error) if error else 0.0
+        return asked or float(backoff(state))
+
+    def before_sleep(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if on_retry is not None and error is not None:
+            on_retry(reason_to_retry(error))
+
     async for attempt in AsyncRetrying(
         stop=stop_after_attempt(max_retries + 1),
-        wait=wait_random_exponential(multiplier=0.5, max=30),
-        retry=retry_if_exception_type(RETRIED),
+        wait=wait,
+        retry=retry_if_exception(lambda error: bool(reason_to_retry(error))),
+        before_sleep=before_sleep,
         reraise=True,
     ):
         with attempt:
-            start = time.perf_counter()
-            response = await litellm.acompletion(**request, timeout=timeout_s, max_retries=0)
-            return response, time.perf_counter() - start
+            async with gate.slot(tokens) if gate else nullcontext() as slot:
+                return await _once(request, timeout_s=timeout_s, slot=slot)
     raise AssertionError("AsyncRetrying ends with a result or raises")
+
+
+async def _once(
+    request: dict[str, Any], *, timeout_s: float, slot: Slot | None
+) -> tuple[Any, float]:
+    start = time.perf_counter()
+    try:
+        async with asyncio.timeout(timeout_s + GRACE_S):
+            response = await litellm.acompletion(**request, timeout=timeout_s, max_retries=0)
+    except Exception as error:
+        if slot is not None and isinstance(error, litellm.exceptions.RateLimitError):
+            slot.throttled, slot.retry_after_s = True, retry_after_s(error)
+        raise
+    if not getattr(response, "choices", None):
+        raise MalformedResponse("a response without choices")
+    if slot is not None and getattr(response, "usage", None):
+        slot.tokens = int(response.usage.total_tokens)
+    return response, time.perf_counter() - start
 
 
 class LiteLLMTeacherRunner:
     """Asks a model, many prompts at once."""
 
-    def __init__(self, config: LiteLLMTeacher, *, name: str):
+    def __init__(self, config: LiteLLMTeacher, task: Task, *, name: str):
         """Check key and price, so that both fail before a cent is spent."""
         self.name = name
         self._config = config
+        self._task = task
         self._connection = connection(
             model=config.model, api_base=config.api_base, api_key_env=config.api_key_env
         )
         self._prices = token_prices(config)
+        self._format = self._response_format()
         litellm.suppress_debug_info = True
 
     def answer(self, rows: Sequence[dict[str, Any]]) -> list[Answer]:
-        """Ask for every row, `concurrency` at a time."""
+        """Ask for every row, `concurrency` at a time; the stage asks through `ask`."""
         return asyncio.run(self._all(rows))
 
     async def _all(self, rows: Sequence[dict[str, Any]]) -> list[Answer]:
@@ -113,34 +193,135 @@ class LiteLLMTeacherRunner:
 
         async def one(row: dict[str, Any]) -> Answer:
             async with slots:
-                return await self._one(row)
+                return await self.ask(row)
 
         return list(await asyncio.gather(*(one(row) for row in rows)))
 
-    async def _one(self, row: dict[str, Any]) -> Answer:
+    def most_usd(self, row: dict[str, Any]) -> float:
+        """Most that a row's requests can cost: a token is at least two bytes of the prompt."""
+        tokens_in = sum(len(m["content"].encode()) + 16 for m in row["messages"]) / 2
+        tokens_out = self._config.max_tokens
+        once = tokens_in * self._prices[0] + tokens_out * self._prices[2]
+        if not self._config.repair:
+            return once
+        # The repair sends the answer back as well.
+        return 2 * once + tokens_out * self._prices[0]
+
+    async def ask(self, row: dict[str, Any], *, gate: Gate | None = None) -> Answer:
+        """Answer one row; an answer that does not fit the output is repaired at most once."""
+        messages = list(row["messages"])
+        answer = await self._ask(messages, gate)
+        if answer.error or not self._config.repair:
+            return answer
+        problem = self._task.parse(answer.completion).problem
+        if not problem:
+            return answer
+        complaint = (
+            f"That answer cannot be used: {problem}. Answer the question again, in the required "
+            "form and with nothing else."
+        )
+        again = await self._ask(
+            [
+                *messages,
+                {"role": "assistant", "content": answer.completion},
+                {"role": "user", "content": complaint},
+            ],
+            gate,
+        )
+        mended = not again.error and not self._task.parse(again.completion).problem
+        return answer.followed_by(again, kept=again if mended else answer)
+
+    async def _ask(self, messages: list[Message], gate: Gate | None) -> Answer:
         config = self._config
         request = {
             **self._connection,
-            "messages": list(row["messages"]),
+            "messages": messages,
             "temperature": config.temperature,
             "max_tokens": config.max_tokens,
+            # Reasoning models refuse a temperature, and some servers a seed: LiteLLM knows which.
+            "drop_params": True,
         }
+        if config.seed is not None:
+            request["seed"] = config.seed
+        if self._format is not None:
+            request["response_format"] = self._format
+        retried: list[str] = []
+        tokens = sum(len(m["content"]) for m in messages) // 4 + config.max_tokens
         try:
             response, latency_s = await complete(
-                request, max_retries=config.max_retries, timeout_s=config.timeout_s
+                request,
+                max_retries=config.max_retries,
+                timeout_s=config.timeout_s,
+                gate=gate,
+                tokens=tokens,
+                on_retry=retried.append,
             )
             text = response.choices[0].message.content
         except Exception as error:
             # A row that keeps failing ends as a failed row; the others go on.
-            return Answer(error=f"{type(error).__name__}: {str(error)[:500]}")
-        if not text:
-            return Answer(error=f"empty answer ({response.choices[0].finish_reason})")
-        usage = response.usage
-        tokens_in, tokens_out = int(usage.prompt_tokens), int(usage.completion_tokens)
-        return Answer(
-            completion=text,
-            prompt_tokens=tokens_in,
-            completion_tokens=tokens_out,
-            latency_s=latency_s,
-            cost_usd=tokens_in * self._prices[0] + tokens_out * self._prices[1],
+            reason = reason_to_retry(error) or "refused"
+            return Answer(
+                error=f"{type(error).__name__}: {str(error)[:500]}",
+                failure=reason,
+                retried=tuple(retried),
+            )
+        return self._counted(
+            Answer(
+                completion=text or "",
+                error="" if text else f"empty answer ({response.choices[0].finish_reason})",
+                failure="" if text else "empty",
+                latency_s=latency_s,
+                retried=tuple(retried),
+            ),
+            response.usage,
         )
+
+    def _counted(self, answer: Answer, usage: Any) -> Answer:
+        tokens_in, tokens_out = int(usage.prompt_tokens), int(usage.completion_tokens)
+        details = getattr(usage, "prompt_tokens_details", None)
+        cached = min(tokens_in, int(getattr(details, "cached_tokens", None) or 0))
+        per_input, per_cached, per_output = self._prices
+        return answer.with_usage(
+            prompt_tokens=tokens_in,
+            cached_tokens=cached,
+            completion_tokens=tokens_out,
+            cost_usd=(tokens_in - cached) * per_input
+            + cached * per_cached
+            + tokens_out * per_output,
+        )
+
+    def _response_format(self) -> dict[str, Any] | None:
+        """Ask for the task's own schema where the provider enforces one."""
+        config, task = self._config, self._task
+        if task.spec.output.format != "json" or config.structured == "off":
+            return None
+        strict = config.structured == "json_schema" or (
+            config.structured == "auto" and bool(litellm.supports_response_schema(config.model))
+        )
+        if not strict and config.structured == "auto":
+            return None  # a server that does not know the field may refuse the whole request
+        if not strict:
+            return {"type": "json_object"}
+        return {
+            "type": "json_schema",
+            "json_schema": {
+                "name": task.name.replace(".", "-"),
+                # Providers enforce closed objects only; an open schema is still a strong hint.
+                "strict": _closed(task.schema),
+                "schema": task.schema,
+            },
+        }
+
+
+def _closed(schema: Any) -> bool:
+    """Whether every object of a JSON Schema forbids further properties and requires its own."""
+    if isinstance(schema, list):
+        return all(map(_closed, schema))
+    if not isinstance(schema, dict):
+        return True
+    if "properties" in schema and (
+        schema.get("additionalProperties") is not False
+        or set(schema.get("required", [])) != set(schema["properties"])
+    ):
+        return False
+    return all(map(_closed, schema.values()))

@@ -17,10 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.report import Case, report
+from cluster import cpu_engine
+from jobs.bench.report import Case, at_least, at_most, for_comparison, report
 
 PREFILL_TOKENS = 2048
-DECODE_TOKENS = 64
+DECODE_TOKENS = 32
 RANKS_OF_THREE = (16, 16, 16)
 RANKS_OF_EIGHT = (8, 16, 64, 8, 16, 64, 8, 16)
 
@@ -99,21 +100,6 @@ def ratios(figures: list[float], others: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(figures, others, strict=True))
 
 
-def at_least(case: str, figure: float, *, unit: str, target: float) -> Case:
-    """Return a case that is met from `target` up."""
-    return Case(case=case, figure=figure, unit=unit, target=f">= {target:g}", ok=figure >= target)
-
-
-def at_most(case: str, figure: float, *, unit: str, target: float) -> Case:
-    """Return a case that is met up to `target`."""
-    return Case(case=case, figure=figure, unit=unit, target=f"<= {target:g}", ok=figure <= target)
-
-
-def for_comparison(case: str, figure: float, *, unit: str) -> Case:
-    """Return a case without a target."""
-    return Case(case=case, figure=figure, unit=unit)
-
-
 def measure(model: Path, folder: Path, *, rounds: int, stock: bool) -> list[Case]:
     """Run all sides in turns and return the cases."""
     three, eight = make_adapters(model, folder)
@@ -128,7 +114,8 @@ def measure(model: Path, folder: Path, *, rounds: int, stock: bool) -> list[Case
     }
     lora3 = base | {"enable_lora": True, "max_loras": 3, "max_cpu_loras": 8, "max_lora_rank": 16}
     lora8 = base | {"enable_lora": True, "max_loras": 8, "max_cpu_loras": 8, "max_lora_rank": 64}
-    cache = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    # As Distillery's own replicas run, on all sides.
+    cache = cpu_engine.environment(kv_cache_gb=1) | {"VLLM_LOGGING_LEVEL": "WARNING"}
     # vLLM's own setting leaves the plugin out.
     without_plugin = cache | {"VLLM_PLUGINS": "distillery_cpu_amx"}
     sides = {
@@ -240,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path(".cache/models/SmolLM2-135M-Instruct")
     parser.add_argument("--model", type=Path, default=default)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--no-stock", action="store_true", help="leave out vLLM's own operators")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="distillery-bench-") as folder:

@@ -24,6 +24,21 @@ class Case:
     ok: bool | None = None
 
 
+def at_least(case: str, figure: float, *, unit: str, target: float) -> Case:
+    """Return a case that is met from `target` up."""
+    return Case(case=case, figure=figure, unit=unit, target=f">= {target:g}", ok=figure >= target)
+
+
+def at_most(case: str, figure: float, *, unit: str, target: float) -> Case:
+    """Return a case that is met up to `target`."""
+    return Case(case=case, figure=figure, unit=unit, target=f"<= {target:g}", ok=figure <= target)
+
+
+def for_comparison(case: str, figure: float, *, unit: str) -> Case:
+    """Return a case without a target."""
+    return Case(case=case, figure=figure, unit=unit)
+
+
 def report(name: str, cases: Sequence[Case]) -> int:
     """Print the cases and write `build/bench/<name>.json`; 0 if no target was missed, 1 otherwise.
 

@@ -1,6 +1,7 @@
 """Teachers answer prompts: a program, a recording, or a model behind a real HTTP server."""
 
 import json
+import time
 
 import pytest
 from openai_server import openai_server
@@ -11,6 +12,7 @@ from distill.prompts.split import build_rows
 from distill.tasks.task import load_task
 from distill.teach.stage import check_teacher
 from distill.teach.teacher import build_teacher, request_key
+from distill.teach.terms import terms_of
 from jobs.init import init_task
 
 FREE = Price(input_usd_per_mtok=2.0, output_usd_per_mtok=10.0)
@@ -56,7 +58,7 @@ def test_a_recording_without_completions_is_refused_before_work(tmp_path):
 def test_a_model_is_asked_and_its_tokens_and_dollars_recorded():
     rows = reconcile_rows(3)
     with openai_server(lambda body, number: (200, "one two three")) as server:
-        teacher = build_teacher(model_teacher(server.url), load_task("reconcile"))
+        teacher = build_teacher(model_teacher(server.url, repair=False), load_task("reconcile"))
         answers = teacher.answer(rows)
     assert [a.completion for a in answers] == ["one two three"] * 3
     words = sum(len(m["content"].split()) for m in rows[0]["messages"])
@@ -77,11 +79,13 @@ def test_rate_limits_and_server_errors_are_retried_and_bad_requests_are_not():
 
     ask = {"variables": "{}", "example_id": "a", "prompt_id": ""}
     with openai_server(respond) as server:
-        teacher = build_teacher(model_teacher(server.url), load_task("reconcile"))
+        teacher = build_teacher(model_teacher(server.url, repair=False), load_task("reconcile"))
         good = teacher.answer([{**ask, "messages": [{"role": "user", "content": "hello"}]}])
         asked = len(server.requests)
         bad = teacher.answer([{**ask, "messages": [{"role": "user", "content": "refuse"}]}])
         assert (good[0].completion, asked) == ("fine", 3)
+        assert good[0].retried == ("rate_limit", "server")
+        assert bad[0].failure == "refused"
         assert "BadRequestError" in bad[0].error
         assert len(server.requests) == 4
 
@@ -89,8 +93,9 @@ def test_rate_limits_and_server_errors_are_retried_and_bad_requests_are_not():
 def test_a_missing_key_or_price_stops_before_any_request(monkeypatch):
     task = load_task("reconcile")
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    claude = LiteLLMTeacher(model="anthropic/claude-sonnet-4-20250514", accept_teacher_terms=True)
     with pytest.raises(PrerequisiteError, match="ANTHROPIC_API_KEY"):
-        check_teacher(LiteLLMTeacher(model="anthropic/claude-sonnet-4-20250514"), task)
+        check_teacher(claude, task)
     with pytest.raises(PrerequisiteError, match="MY_OWN_KEY"):
         check_teacher(model_teacher("http://127.0.0.1:9/v1", api_key_env="MY_OWN_KEY"), task)
     unknown = LiteLLMTeacher(model="openai/never-heard-of", api_base="http://127.0.0.1:9/v1")
@@ -104,3 +109,83 @@ def test_only_what_changes_an_answer_changes_its_key():
     assert request_key(row, base) == request_key(row, base.model_copy(update={"concurrency": 1}))
     assert request_key(row, base) != request_key(row, base.model_copy(update={"temperature": 1.0}))
     assert request_key(row, base) != request_key({**row, "messages": []}, base)
+
+
+def test_garbage_instead_of_a_completion_is_asked_again():
+    answers = [(200, b"<html>busy</html>"), (200, {"choices": []}), (200, {"id": 1}), (200, "fine")]
+    with openai_server(lambda body, number: answers[number - 1]) as server:
+        teacher = build_teacher(model_teacher(server.url, repair=False), load_task("reconcile"))
+        [answer] = teacher.answer(reconcile_rows(1))
+    assert answer.completion == "fine"
+    # LiteLLM reports a body that is no JSON as an internal server error.
+    assert answer.retried == ("server", "malformed", "server")
+
+
+def test_a_server_that_hangs_ends_as_a_failed_row_in_time():
+    def respond(body, number):
+        time.sleep(3)
+        return 200, "late"
+
+    with openai_server(respond) as server:
+        fields = {"timeout_s": 0.3, "max_retries": 1, "repair": False}
+        teacher = build_teacher(model_teacher(server.url, **fields), load_task("reconcile"))
+        [answer] = teacher.answer(reconcile_rows(1))
+    assert (answer.failure, answer.retried) == ("timeout", ("timeout",))
+
+
+def test_an_answer_that_does_not_fit_is_repaired_once_and_paid_twice():
+    task = load_task("reconcile")
+    [row] = reconcile_rows(1)
+    right = task.function("rules:answer")(json.loads(row["variables"]))
+    with openai_server(lambda body, number: (200, "I think so" if number == 1 else right)) as s:
+        [answer] = build_teacher(model_teacher(s.url), task).answer([row])
+        assert answer.completion == right
+        said = [message["content"] for message in s.requests[1]["messages"][-2:]]
+        assert said[0] == "I think so"
+        assert "not JSON" in said[1]
+    assert (answer.requests, len(s.requests)) == (2, 2)
+    assert answer.cost_usd == pytest.approx(
+        (2.0 * answer.prompt_tokens + 10.0 * answer.completion_tokens) / 1e6
+    )
+    with openai_server(lambda body, number: (200, f"no {number}")) as s:
+        [answer] = build_teacher(model_teacher(s.url), task).answer([row])
+    # Still wrong: the first answer goes on to curation, which says why it is rejected.
+    assert (answer.completion, len(s.requests)) == ("no 1", 2)
+
+
+def test_the_schema_is_sent_where_it_is_asked_for():
+    task = load_task("reconcile")
+    with openai_server(lambda body, number: (200, "x")) as server:
+        for structured in ("off", "auto", "json_object", "json_schema"):
+            teacher = model_teacher(server.url, structured=structured, repair=False, seed=7)
+            build_teacher(teacher, task).answer(reconcile_rows(1))
+        formats = [request.get("response_format") for request in server.requests]
+    # `openai/local` is no model that LiteLLM knows to enforce a schema.
+    assert formats[:3] == [None, None, {"type": "json_object"}]
+    assert formats[3]["json_schema"]["schema"] == task.schema
+    assert server.requests[0]["seed"] == 7
+
+
+def test_a_teacher_whose_terms_restrict_training_must_be_accepted(monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
+    task = load_task("reconcile")
+    claude = LiteLLMTeacher(model="anthropic/claude-sonnet-4-20250514")
+    with pytest.raises(ConfigError, match=r"Anthropic restricts.*accept_teacher_terms = true"):
+        check_teacher(claude, task)
+    check_teacher(claude.model_copy(update={"accept_teacher_terms": True, "price": FREE}), task)
+
+
+@pytest.mark.parametrize(
+    ("model", "restricted"),
+    [
+        ("openai/gpt-5", True),
+        ("azure/my-deployment", True),
+        ("groq/openai/gpt-oss-120b", False),
+        ("gemini/gemini-2.5-pro", True),
+        ("together_ai/meta-llama/Meta-Llama-3.1-8B-Instruct-Turbo", False),
+        ("openai/my-own-server", None),
+    ],
+)
+def test_the_table_of_terms(model, restricted):
+    terms = terms_of(model)
+    assert (terms and terms["restricted"]) == restricted

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from openai_server import openai_server
 
+from distill.teach.journal import read_journal
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 
@@ -27,10 +29,11 @@ def free_port() -> int:
 
 
 def command(tmp_path: Path, url: str, *flags: str) -> list[str]:
+    tmp_path.mkdir(exist_ok=True)
     teacher = tmp_path / "teacher.toml"
     teacher.write_text(
         f'[teacher]\nkind = "litellm"\nmodel = "openai/local"\napi_base = "{url}"\n'
-        "concurrency = 8\nmax_retries = 0\n"
+        "concurrency = 8\nmax_retries = 0\nrepair = false\n"
         "price = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 1.0 }\n"
     )
     return [
@@ -41,9 +44,14 @@ def command(tmp_path: Path, url: str, *flags: str) -> list[str]:
 
 
 def answers(tmp_path: Path) -> list[dict]:
+    """What counts: the whole lines of the journal."""
+    return [row for row in read_journal(tmp_path / "runs/answers/openai-local") if not row["error"]]
+
+
+def files(tmp_path: Path) -> dict[str, bytes]:
+    """The run's files with the answers."""
     folder = next((tmp_path / "runs").glob("smoke-*")) / "completions"
-    # Reading the folder as a whole would fail on any half-written file.
-    return pq.read_table(folder).to_pylist() if folder.is_dir() else []
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def kill_session(process: subprocess.Popen) -> None:
@@ -80,6 +88,9 @@ def test_a_killed_run_asks_again_only_for_what_was_in_flight(tmp_path):
         subprocess.run(command(tmp_path, server.url), cwd=ROOT, check=True, timeout=200)
         rows = answers(tmp_path)
         again = len(server.requests) - asked_before
+        other = tmp_path / "undisturbed"
+        subprocess.run(command(other, server.url), cwd=ROOT, check=True, timeout=200)
+    assert files(other) == files(tmp_path)
     assert len(rows) == len({row["example_id"] for row in rows}) == 72
     assert again == 72 - len(kept)
     assert kept <= {row["example_id"] for row in rows}
@@ -99,7 +110,12 @@ def test_a_server_that_refuses_ends_with_its_own_words_and_keeps_the_rest(tmp_pa
     assert "32 of 72 prompts have no answer" in done.stderr
     assert "quota exhausted" in done.stderr
     assert "Traceback" not in done.stderr
-    assert sum(not row["error"] for row in answers(tmp_path)) == 40
+    assert len(answers(tmp_path)) == 40
+    run = next((tmp_path / "runs").glob("smoke-*"))
+    failed = pq.read_table(run / "failed.parquet").to_pylist()
+    assert [row["failure"] for row in failed] == ["refused"] * 32
+    bill = json.loads((run / "bill.json").read_text())["models"]["litellm:openai/local"]
+    assert (bill["answered"], bill["failed"]) == (40, {"refused": 32})
 
 
 def test_a_full_disk_is_said_in_a_sentence_and_a_rerun_goes_on(tmp_path):

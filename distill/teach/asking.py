@@ -1,0 +1,103 @@
+"""The worker that asks a model: an event loop that stays full while blocks of rows come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+import threading
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.config import LiteLLMTeacher
+from distill.tasks.task import load_task
+from distill.teach.journal import Journal
+from distill.teach.limits import Gate, Limits
+from distill.teach.shared import cluster_limit
+from distill.teach.teacher import teacher_name
+
+POLL_BUDGET_S = 0.1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a worker needs; plain values and a Ray handle, so that it can be shipped."""
+
+    task_folder: str
+    teacher: LiteLLMTeacher
+    cache: str
+    """Folder of the journal."""
+    payer: str
+    """The run that pays; it stands in every line."""
+    budget: Any = None
+    """Handle of the run's `Budget`, or nothing."""
+
+
+class AskingWorker:
+    """A Ray Data actor: each call is a block, all blocks share one event loop and one gate."""
+
+    def __init__(self, asked: Asked):
+        """Load the task and the client once."""
+        # Only here: LiteLLM takes seconds to import.
+        from distill.teach.litellm import LiteLLMTeacherRunner
+
+        self._asked = asked
+        config = asked.teacher
+        task = load_task(Path(asked.task_folder))
+        self._name = teacher_name(config, task)
+        self._teacher = LiteLLMTeacherRunner(config, task, name=self._name)
+        self._journal = Journal(asked.cache)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._gate: Gate = asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+
+    async def _open(self) -> Gate:
+        config = self._asked.teacher
+        limits = Limits(config.concurrency, config.requests_per_minute, config.tokens_per_minute)
+        sync = cluster_limit(config.model, limits, api_base=config.api_base)
+        return await Gate(sync).__aenter__()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Answer a block of rows; returns counts only, the answers are in the journal."""
+        rows = [json.loads(text) for text in batch["row"]]
+        try:
+            outcomes = asyncio.run_coroutine_threadsafe(self._all(rows), self._loop).result()
+        except Exception as error:
+            # Raised here it would reach the driver as text inside Ray Data's own exception.
+            traceback.print_exc()
+            return {"done": [0], "stopped": [0], "error": [pickle.dumps(error)]}
+        return {
+            "done": [outcomes.count(True)],
+            "stopped": [outcomes.count(False)],
+            "error": [b""],
+        }
+
+    async def _all(self, rows: list[dict[str, Any]]) -> list[bool]:
+        return list(await asyncio.gather(*(self._one(row) for row in rows)))
+
+    async def _one(self, row: dict[str, Any]) -> bool:
+        """Answer one row and write it down; False when there is no money for it."""
+        budget = self._asked.budget
+        most_usd = self._teacher.most_usd(row) if budget is not None else 0.0
+        while budget is not None:
+            may = await budget.reserve.remote(most_usd)
+            if may is not None:
+                break
+            await asyncio.sleep(POLL_BUDGET_S)
+        if budget is not None and not may:
+            return False
+        answer = await self._teacher.ask(row, gate=self._gate)
+        self._journal.add(
+            {
+                "request_key": row["request_key"],
+                "example_id": row["example_id"],
+                "teacher": self._name,
+                "payer": self._asked.payer,
+                **asdict(answer),
+            }
+        )
+        if budget is not None:
+            budget.settle.remote(most_usd, answer.cost_usd)
+        return True

@@ -1,0 +1,280 @@
+"""How many requests one model may be sent, by all workers of a cluster together. Pure.
+
+`SharedLimit` is the one place that decides; workers report what happened since they last asked and
+get a share until they ask again, so its cost does not grow with the number of requests. `Gate`
+is a worker's side of it: requests wait there for a slot.
+
+Concurrency backs off in proportion to what was refused and grows back by steps (additive increase,
+multiplicative decrease: Chiu and Jain 1989). A single 429 among many answers is no reason to slow
+down, most of them is; rates a minute are token buckets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+WINDOW_S = 1.0
+"""Refusals are judged by their share over at least so long."""
+LEAST_STARTED, LONGEST_WINDOW_S = 30, 5.0
+"""Fewer requests say little about a share: the window stays open for them, but not for ever."""
+SHRINK_ABOVE = 0.10
+"""Share of refused requests above which concurrency shrinks."""
+GROW_BELOW = 0.02
+"""Share of refused requests below which it grows back."""
+GROWTH = 0.10
+"""Step of the growth, as a share of the configured concurrency."""
+BURST_S = 2.0
+"""A rate a minute may be used up ahead by so many seconds, not by a whole minute."""
+FORGET_S = 15.0
+"""A worker that has not asked for so long is gone; its share goes to the others."""
+SYNC_S = 0.25
+"""How often a worker asks."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the configuration allows; `None` is no limit."""
+
+    concurrency: int
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one worker saw since its last report."""
+
+    started: int = 0
+    """Requests that were sent. Refusals are compared with these and not with the answers, which
+    come seconds later than the refusals of the same moment."""
+    throttled: int = 0
+    """Requests that the provider refused with 429."""
+    tokens: int = 0
+    """Tokens used beyond what was counted when the requests began; can be negative."""
+    demand: int = 0
+    """Rows that are waiting or in flight."""
+    retry_after_s: float = 0.0
+    """Longest Retry-After among the refusals."""
+    requests_left: float = 0.0
+    """Of the last share, requests that were not begun: they go back."""
+    tokens_left: float = 0.0
+    """Likewise tokens."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a worker may do until it asks again."""
+
+    concurrency: int
+    requests: float = float("inf")
+    """Requests it may begin."""
+    tokens: float = float("inf")
+    """Tokens it may begin to use."""
+    pause_s: float = 0.0
+    """Nothing begins for so long."""
+
+
+class SharedLimit:
+    """The state of one model over all workers."""
+
+    def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic):
+        """Begin at the full concurrency: a provider says soon enough if that is too much."""
+        self.limits = limits
+        self.concurrency = float(limits.concurrency)
+        self._clock = clock
+        now = clock()
+        self._window_began = now
+        self._paused_until = now
+        self._started = self._throttled = 0
+        self._retry_after_s = 0.0
+        self._seen: dict[str, tuple[float, int]] = {}
+        self._requests = _Bucket(limits.requests_per_minute, now)
+        self._tokens = _Bucket(limits.tokens_per_minute, now)
+
+    def configure(self, limits: Limits) -> None:
+        """Take other limits from now on; the concurrency that was found stays if it fits."""
+        if limits != self.limits:
+            self.limits = limits
+            self.concurrency = min(self.concurrency, float(limits.concurrency))
+            now = self._clock()
+            self._requests = _Bucket(limits.requests_per_minute, now)
+            self._tokens = _Bucket(limits.tokens_per_minute, now)
+
+    def sync(self, worker: str, report: Report) -> Share:
+        """Take one worker's report and return its share."""
+        now = self._clock()
+        self._started += report.started
+        self._throttled += report.throttled
+        self._retry_after_s = max(self._retry_after_s, report.retry_after_s)
+        self._requests.put_back(report.requests_left)
+        self._tokens.put_back(report.tokens_left - report.tokens)
+        self._seen[worker] = (now, report.demand)
+        self._seen = {k: v for k, v in self._seen.items() if now - v[0] < FORGET_S}
+        quiet = self._started < LEAST_STARTED and now - self._window_began < LONGEST_WINDOW_S
+        if now - self._window_began >= WINDOW_S and not quiet:
+            self._judge(now)
+        pause_s = max(0.0, self._paused_until - now)
+        concurrency = self._share_of(worker)
+        if pause_s or not concurrency:
+            return Share(concurrency, requests=0, tokens=0, pause_s=pause_s)
+        part = concurrency / max(1, int(self.concurrency))
+        return Share(
+            concurrency,
+            requests=self._requests.grant(now, part),
+            tokens=self._tokens.grant(now, part),
+        )
+
+    def _judge(self, now: float) -> None:
+        if self._started or self._throttled:
+            refused = self._throttled / max(self._started, self._throttled)
+            if refused > SHRINK_ABOVE:
+                self.concurrency = max(1.0, self.concurrency * (1 - refused / 2))
+                self._paused_until = now + self._retry_after_s
+            elif refused < GROW_BELOW:
+                step = max(1.0, GROWTH * self.limits.concurrency)
+                self.concurrency = min(self.limits.concurrency, self.concurrency + step)
+        self._window_began = now
+        self._started = self._throttled = 0
+        self._retry_after_s = 0.0
+
+    def _share_of(self, worker: str) -> int:
+        """Shares as equal as demands allow, whole numbers that add up to the concurrency."""
+        left = max(1, int(self.concurrency))
+        wanting = sorted((demand, name) for name, (_, demand) in self._seen.items() if demand)
+        for position, (demand, name) in enumerate(wanting):
+            share = min(demand, -(-left // (len(wanting) - position)))
+            if name == worker:
+                return share
+            left -= share
+        return 0
+
+
+class _Bucket:
+    """A token bucket (RFC 2697's idea) filled by a rate a minute; `None` never runs out."""
+
+    def __init__(self, per_minute: int | None, now: float):
+        self.per_second = None if per_minute is None else per_minute / 60
+        self._size = 0.0 if per_minute is None else max(1.0, per_minute / 60 * BURST_S)
+        self._level = self._size
+        self._filled_at = now
+
+    def put_back(self, amount: float) -> None:
+        if self.per_second is not None:
+            self._level += amount
+
+    def grant(self, now: float, part: float) -> float:
+        """Hand out a worker's part of what is there."""
+        if self.per_second is None:
+            return float("inf")
+        self._level = min(self._size, self._level + (now - self._filled_at) * self.per_second)
+        self._filled_at = now
+        granted = max(0.0, min(self._level, max(1.0, self._level * part)))
+        self._level -= granted
+        return granted
+
+
+Sync = Callable[[Report], Awaitable[Share]]
+
+
+class Gate:
+    """Where a worker's requests wait for their turn."""
+
+    def __init__(self, sync: Sync, *, interval_s: float = SYNC_S):
+        """`sync` reports and returns the share; it is awaited every `interval_s`."""
+        self._sync = sync
+        self._interval_s = interval_s
+        self._share = Share(0)
+        self._paused_until = 0.0
+        self._in_flight = self._waiting = 0
+        self._started = self._throttled = self._tokens = 0
+        self._retry_after_s = 0.0
+        self._changed = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Gate:
+        """Begin to ask for shares."""
+        self._task = asyncio.create_task(self._follow())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop, with a last report of no demand."""
+        if self._task is not None:
+            self._task.cancel()
+        await self._sync(self._report())
+
+    @asynccontextmanager
+    async def slot(self, tokens: int = 0) -> AsyncIterator[Slot]:
+        """Wait for a turn that may use `tokens`; the block's `Slot` takes what came of it."""
+        self._waiting += 1
+        try:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._may_begin(tokens))
+                self._in_flight += 1
+                self._started += 1
+                self._share = Share(
+                    self._share.concurrency, self._share.requests - 1, self._share.tokens - tokens
+                )
+        finally:
+            self._waiting -= 1
+        slot = Slot(estimated_tokens=tokens)
+        try:
+            yield slot
+        finally:
+            self._in_flight -= 1
+            self._tokens += (slot.tokens or tokens) - tokens
+            if slot.throttled:
+                self._throttled += 1
+                self._retry_after_s = max(self._retry_after_s, slot.retry_after_s)
+            async with self._changed:
+                self._changed.notify()
+
+    def _may_begin(self, tokens: int) -> bool:
+        share = self._share
+        return (
+            self._in_flight < share.concurrency
+            and share.requests >= 1
+            # A request larger than any share would wait for ever: it begins on a full one.
+            and (share.tokens >= tokens or (self._in_flight == 0 and share.tokens > 0))
+            and time.monotonic() >= self._paused_until
+        )
+
+    def _report(self) -> Report:
+        report = Report(
+            started=self._started,
+            throttled=self._throttled,
+            tokens=self._tokens,
+            demand=self._waiting + self._in_flight,
+            retry_after_s=self._retry_after_s,
+            requests_left=self._share.requests,
+            tokens_left=self._share.tokens,
+        )
+        # Nothing begins on what has been given back while the answer is on its way.
+        self._share = Share(self._share.concurrency, requests=0, tokens=0)
+        self._started = self._throttled = self._tokens = 0
+        self._retry_after_s = 0.0
+        return report
+
+    async def _follow(self) -> None:
+        while True:
+            share = self._share = await self._sync(self._report())
+            self._paused_until = time.monotonic() + share.pause_s
+            async with self._changed:
+                self._changed.notify_all()
+            await asyncio.sleep(self._interval_s)
+
+
+@dataclass
+class Slot:
+    """One request's turn; the block fills in what came of it."""
+
+    estimated_tokens: int
+    tokens: int = 0
+    """What the provider counted; 0 where it did not say."""
+    throttled: bool = False
+    """It was refused with 429."""
+    retry_after_s: float = 0.0
+    """The refusal's Retry-After."""

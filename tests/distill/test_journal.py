@@ -1,0 +1,73 @@
+"""What is paid for is on disk when it counts, and nothing half-written is ever read."""
+
+import json
+
+import pytest
+
+from cluster.errors import DataError
+from distill.teach.bill import bill
+from distill.teach.journal import Journal, read_journal
+from distill.teach.shared import Budget
+
+
+def test_lines_come_back_and_a_half_one_does_not(tmp_path):
+    with Journal(tmp_path / "j") as journal:
+        for i in range(3):
+            journal.add({"request_key": str(i), "completion": "zwei\nZeilen ü"})
+    [path] = (tmp_path / "j").iterdir()
+    path.write_bytes(path.read_bytes()[:-5])  # killed while it wrote the third
+    rows = list(read_journal(tmp_path / "j"))
+    assert [row["request_key"] for row in rows] == ["0", "1"]
+    assert rows[0]["completion"] == "zwei\nZeilen ü"
+
+
+def test_processes_write_beside_each_other(tmp_path):
+    with Journal(tmp_path) as one, Journal(tmp_path) as two:
+        one.add({"request_key": "a"})
+        two.add({"request_key": "b"})
+        one.add({"request_key": "c"})
+    assert {row["request_key"] for row in read_journal(tmp_path)} == {"a", "b", "c"}
+
+
+def test_a_broken_line_and_another_version_are_named(tmp_path):
+    (tmp_path / "1.jsonl").write_text('{"format": 1, "request_key": "a"}\nnonsense\n')
+    with pytest.raises(DataError, match=r"1.jsonl, line 2 is no answer"):
+        list(read_journal(tmp_path))
+    (tmp_path / "1.jsonl").write_text('{"format": 2, "request_key": "a"}\n')
+    with pytest.raises(DataError, match=r"line 1 has format 2.*another version"):
+        list(read_journal(tmp_path))
+
+
+def test_a_budget_is_never_passed_and_waits_for_what_is_in_flight():
+    budget = Budget(1.00, spent_usd=0.50)
+    assert budget.reserve(0.30) is True
+    assert budget.reserve(0.30) is None  # the first may cost less than was set aside
+    budget.settle(0.30, 0.10)
+    assert budget.reserve(0.30) is True
+    budget.settle(0.30, 0.30)
+    assert budget.reserve(0.30) is False
+    assert budget.spent_usd == pytest.approx(0.90)
+
+
+def line(key, payer="run", **fields):
+    row = {
+        "request_key": key, "payer": payer, "teacher": "litellm:m", "error": "", "failure": "",
+        "requests": 1, "retried": [], "prompt_tokens": 10, "cached_tokens": 4,
+        "completion_tokens": 5, "cost_usd": 0.01,
+    }  # fmt: skip
+    return json.loads(json.dumps({**row, **fields}))
+
+
+def test_the_bill_tells_reasons_apart_and_what_others_paid():
+    rows = [
+        line("a", retried=["rate_limit", "timeout"]),
+        line("b", error="no", failure="refused", cost_usd=0.0, completion_tokens=0),
+        line("c", payer="another"),
+        line("d", payer="another"),
+    ]
+    result = bill(rows, keys={"a", "b", "c"}, payer="run")
+    entry = result["models"]["litellm:m"]
+    assert (entry["answered"], dict(entry["failed"])) == (1, {"refused": 1})
+    assert dict(entry["retried"]) == {"rate_limit": 1, "timeout": 1}
+    assert (entry["requests"], entry["cached_tokens"]) == (4, 8)
+    assert (result["usd"], result["from_cache"]) == (0.01, 1)

@@ -1,0 +1,143 @@
+"""One limit for all workers: shares, back-off, growth, rates; and the gate in front of requests."""
+
+import asyncio
+import random
+import time
+
+import pytest
+
+from distill.teach.limits import Gate, Limits, Report, SharedLimit
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def shared(**limits):
+    clock = Clock()
+    return SharedLimit(Limits(**limits), clock=clock), clock
+
+
+def test_workers_share_the_concurrency_by_what_they_need():
+    limit, _ = shared(concurrency=10)
+    limit.sync("a", Report(demand=2))
+    limit.sync("b", Report(demand=50))
+    limit.sync("c", Report(demand=50))
+    shares = {
+        name: limit.sync(name, Report(demand=demand)).concurrency
+        for name, demand in (("a", 2), ("b", 50), ("c", 50))
+    }
+    assert shares == {"a": 2, "b": 4, "c": 4}
+
+
+def test_a_worker_that_is_gone_leaves_its_share_to_the_others():
+    limit, clock = shared(concurrency=10)
+    limit.sync("dead", Report(demand=50))
+    assert limit.sync("a", Report(demand=50)).concurrency == 5
+    clock.now = 20
+    assert limit.sync("a", Report(demand=50)).concurrency == 10
+
+
+def test_refusals_shrink_it_pause_it_and_answers_let_it_grow_back():
+    limit, clock = shared(concurrency=100)
+    clock.now = 1.5
+    share = limit.sync("a", Report(started=100, throttled=80, demand=200, retry_after_s=3))
+    assert (share.concurrency, share.pause_s, share.requests) == (60, 3, 0)
+    clock.now = 5
+    assert limit.sync("a", Report(started=60, demand=200)).concurrency == 70
+    for second in range(6, 20):
+        clock.now = second
+        share = limit.sync("a", Report(started=60, demand=200))
+    assert share.concurrency == 100
+
+
+def test_a_refusal_now_and_then_slows_nothing_down():
+    limit, clock = shared(concurrency=100)
+    for second in range(1, 30):
+        clock.now = second
+        share = limit.sync("a", Report(started=100, throttled=5, demand=200))
+    assert (share.concurrency, share.pause_s) == (100, 0)
+
+
+def test_refusals_between_two_waves_of_answers_are_measured_by_what_was_sent():
+    """Refusals come at once, answers two seconds later: most windows see only one of the two."""
+    limit, clock = shared(concurrency=256)
+    for second in range(1, 20, 2):
+        clock.now = second
+        limit.sync("a", Report(started=256, throttled=13, demand=500))
+        clock.now = second + 1
+        share = limit.sync("a", Report(started=13, throttled=1, demand=500))
+    assert share.concurrency == 256
+
+
+@pytest.mark.parametrize(("field", "rate"), [("requests", 120), ("tokens", 6_000)])
+def test_a_rate_a_minute_is_kept_over_all_workers(field, rate):
+    limit, clock = shared(concurrency=1000, **{f"{field}_per_minute": rate})
+    draw = random.Random(1)
+    used = 0.0
+    left = {name: 0.0 for name in "abc"}
+    while clock.now < 60:
+        clock.now += 0.25
+        for name in "abc":
+            share = limit.sync(name, Report(demand=100, **{f"{field}_left": left[name]}))
+            granted = getattr(share, field)
+            taken = granted if draw.random() < 0.8 else 0.0
+            used += taken
+            left[name] = granted - taken
+    # A minute's rate, and at most the burst of two seconds on top.
+    assert 0.9 * rate <= used <= rate * (62 / 60) + 1
+
+
+def test_the_gate_keeps_to_its_share_and_reports_what_came_of_it():
+    async def run():
+        limit = SharedLimit(Limits(concurrency=5))
+        reports = []
+
+        async def sync(report):
+            reports.append(report)
+            return limit.sync("me", report)
+
+        running = most = 0
+
+        async def request(gate):
+            nonlocal running, most
+            async with gate.slot(tokens=10) as slot:
+                running += 1
+                most = max(most, running)
+                await asyncio.sleep(0.01)
+                slot.tokens = 14
+                running -= 1
+
+        async with Gate(sync, interval_s=0.02) as gate:
+            await asyncio.gather(*(request(gate) for _ in range(50)))
+        return most, reports
+
+    most, reports = asyncio.run(run())
+    assert most == 5
+    assert sum(report.started for report in reports) == 50
+    assert sum(report.tokens for report in reports) == 50 * 4
+    assert reports[-1].demand == 0
+
+
+def test_a_slow_rate_lets_requests_through_one_after_the_other():
+    async def run():
+        limit = SharedLimit(Limits(concurrency=50, requests_per_minute=600))
+
+        async def sync(report):
+            return limit.sync("me", report)
+
+        async def request(gate):
+            async with gate.slot():
+                pass
+
+        start = time.monotonic()
+        async with Gate(sync, interval_s=0.02) as gate:
+            await asyncio.gather(*(request(gate) for _ in range(30)))
+        return time.monotonic() - start
+
+    # Ten a second after a burst of twenty.
+    assert 0.8 < asyncio.run(run()) < 3
