@@ -96,11 +96,15 @@ $(MODEL)/model.safetensors: | $(STAMP)
 demo: model
 	@$(RUN)/distillery run jobs/runs/demo.toml
 
+# The tests that need no Ray and no model share out the cores; the others have them to themselves.
+FAST := -m "not ray and not model" -n auto --dist loadfile
+
 test: model lint
-	@$(RUN)/python -m pytest --durations=15
+	@$(RUN)/python -m pytest $(FAST)
+	$(RUN)/python -m pytest -m "ray or model" --durations=15
 
 test-fast: setup
-	@$(RUN)/python -m pytest -m "not ray and not model"
+	@$(RUN)/python -m pytest $(FAST)
 
 lint: setup
 	@$(BIN)/ruff format --check .

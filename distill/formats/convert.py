@@ -12,7 +12,9 @@ from distill.formats.columns import Columns
 from distill.formats.curated import find_run, is_run
 from distill.formats.files import DataFile, Source, find, shown
 from distill.formats.reading import SHOWN_CHARS, BadRow, read_batches
-from distill.formats.shapes import Shape, drop, read, recognise, write
+from distill.formats.row_reader import read
+from distill.formats.row_writer import write
+from distill.formats.shapes import Shape, drop, recognise
 from distill.formats.writing import (
     datasets_writer,
     file_writer,

@@ -41,6 +41,10 @@ SPLIT_OF = {
     "eval": "test",
     "evaluation": "test",
 }
+CREDENTIALS = {
+    "s3:": "Keys come from AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+    "gs:": "Credentials come from GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth`.",
+}
 WORDS = re.compile(r"[-._/ ]")
 
 
@@ -103,12 +107,9 @@ def storage_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = ""
-        if uri.startswith(("s3:", "gs:")):
-            hint = (
-                " Credentials come from the environment: AWS_PROFILE or AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY; GOOGLE_APPLICATION_CREDENTIALS."
-            )
+        hint = next(
+            (f" {text}" for scheme, text in CREDENTIALS.items() if uri.startswith(scheme)), ""
+        )
         raise DataError(f"{shown(uri)}: {error}.{hint}") from error
 
 

@@ -115,8 +115,7 @@ def datasets_writer(
             if local:
                 fs.move(root, path)
         except BaseException:
-            if fs.get_file_info(root).type == pafs.FileType.Directory:
-                fs.delete_dir(root)
+            _remove_folder(fs, root)
             raise
 
 
@@ -188,6 +187,15 @@ class _Saver:
     def _close(self) -> None:
         self._writer.close()
         self._stream.close()
+
+
+def _remove_folder(fs: pafs.FileSystem, path: str) -> None:
+    for info in fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True)):
+        if info.type == pafs.FileType.File:
+            fs.delete_file(info.path)
+    # On GCS a folder goes with its last file, elsewhere it stays.
+    if fs.get_file_info(path).type == pafs.FileType.Directory:
+        fs.delete_dir(path)
 
 
 @contextmanager

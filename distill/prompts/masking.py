@@ -11,6 +11,8 @@ from cluster.config import StrictModel
 from distill.prompts.personal_data import KINDS, PLACEHOLDER, Kind, find_personal_data
 from distill.records import Message
 
+MAX_PASSES = 8
+
 
 class MaskingConfig(StrictModel):
     """What is masked. Names and postal addresses have no form to find them by and stay."""
@@ -19,8 +21,8 @@ class MaskingConfig(StrictModel):
     """SECRET (passwords, private keys), CREDENTIALS (in URLs), API_KEY, EMAIL, IBAN, CARD, SSN,
     IP, PHONE, ACCOUNT (long runs of digits)."""
     min_account_digits: int = Field(default=9, ge=6, le=34)
-    """Digits from which a run counts as an account number. Dates and what stands beside a currency
-    do not; ids and Unix times of that length do."""
+    """Digits from which a run counts as an account number. Dates, round numbers and what stands
+    beside a currency do not; ids and Unix times of that length do."""
 
 
 def mask_texts(
@@ -40,8 +42,8 @@ def mask_texts(
                 numbers[kind] = max(numbers[kind], int(number))
     known: dict[tuple[str, str], str] = {}
     counts: Counter[str] = Counter()
-    masked: list[str] = []
-    for text in texts:
+
+    def replaced(text: str) -> str:
         pieces: list[str] = []
         position = 0
         for found in find_personal_data(
@@ -54,7 +56,16 @@ def mask_texts(
             counts[found.kind] += 1
             pieces += [text[position : found.start], known[key]]
             position = found.end
-        masked.append("".join([*pieces, text[position:]]))
+        return "".join([*pieces, text[position:]])
+
+    masked: list[str] = []
+    for text in texts:
+        # Where two findings overlapped, what is left of the second may be one still.
+        for _ in range(MAX_PASSES):
+            before, text = text, replaced(text)
+            if text == before:
+                break
+        masked.append(text)
     return masked, counts
 
 

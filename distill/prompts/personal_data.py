@@ -49,7 +49,7 @@ PRIVATE_KEY = re.compile(
     r"(?:[^-]|-(?!----)){0,20000}(?:-----END[A-Z ]{0,50}-----)?"
 )
 ASSIGNED = re.compile(
-    r"(?i)(?<![a-z0-9])(?:pass(?:word|wd|phrase)?|pwd|secret(?:[_-]?access)?[_-]?(?:key)?|"
+    r"(?i)(?<![a-z0-9])(?:pass(?:word|wd|phrase)|pwd|secret(?:[_-]?access)?[_-]?(?:key)?|"
     r"api[_-]?key|(?:access|auth|refresh)[_-]?token|client[_-]?secret|account[_-]?key)"
     r"[\"']?\s{0,3}(?::|=>?|\bis\b)\s{0,3}"
     r"(?:\"([^\"\n]{4,256})\"|'([^'\n]{4,256})'"
@@ -57,6 +57,7 @@ ASSIGNED = re.compile(
 )
 # «password: required» is a sentence; a password is more than small letters.
 NO_WORD = re.compile(r"[0-9]|[^\w.()/-]|[a-z][A-Z]")
+NO_SECRET = {"none", "null", "true", "false"}
 QUERY = re.compile(
     r"(?i)[?&](?:(?:access_|auth_)?token|api_?key|sig|(?:x-(?:amz|goog)-)?signature|"
     r"x-(?:amz|goog)-credential|password|secret)=([^\s&#\"'<>]{4,2048})"
@@ -102,7 +103,9 @@ IPV6 = re.compile(
     r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:(?:[0-9]{1,3}\.){3}[0-9]{1,3}|[0-9A-Fa-f]{0,4})"
     r"(?![\w:])"
 )
-NUMBERED = re.compile(r"(?i)(?:\bversion|\brelease|\bver\.?|\bv|\bsection|\bchapter|\bbuild|§)\s?$")
+NUMBERED = re.compile(
+    r"(?i)(?:[=~<>]=|\bversion|\brelease|\bver\.?|\bv|\bsection|\bchapter|\bbuild|§)\s?$"
+)
 
 PHONE_INTERNATIONAL = re.compile(
     r"(?<![\w+.,/-])(?:\+|00)[1-9(][0-9 ().\-/\u00a0]{6,26}(?<=[0-9])(?!\w|[.,][0-9])"
@@ -205,7 +208,9 @@ def _secrets(text: str) -> Places:
     for match in ASSIGNED.finditer(text):
         group = match.lastindex or 0
         value = match[group]
-        if group == 3 and not NO_WORD.search(value.rstrip(".)!?:")):
+        if group == 3 and not NO_WORD.search(re.sub(r"\W+$", "", value)):
+            continue
+        if value.casefold() in NO_SECRET:
             continue
         yield match.start(group), match.end(group), value
 
@@ -370,7 +375,9 @@ def _accounts(text: str) -> Places:
         signed = before.endswith("-") and not before[-2:-1].isalnum()
         if signed or MONEY_BEFORE.search(before) or MONEY_BEHIND.match(text, match.end()):
             continue
-        if not _is_time(match[0]):
+        # 1000000000 is a limit or a quantity.
+        is_round = len(match[0].rstrip("0")) <= 2
+        if not is_round and not _is_time(match[0]):
             yield match.start(), match.end(), match[0]
 
 

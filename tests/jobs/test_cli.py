@@ -104,6 +104,7 @@ def test_a_missing_key_stops_before_any_work(flags, tmp_path, monkeypatch):
     teacher = tmp_path / "teacher.toml"
     teacher.write_text(
         '[teacher]\nkind = "litellm"\nmodel = "anthropic/claude-sonnet-4-20250514"\n'
+        "accept_teacher_terms = true\n"
     )
     smoke = ["jobs/runs/smoke.toml", str(teacher)]
     output = distillery("run", *smoke, *flags, code=2)

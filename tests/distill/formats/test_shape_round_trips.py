@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.formats.columns import Columns, json_text, record_batch, row_decoder
-from distill.formats.shapes import Record, Shape, read, recognise, write
+from distill.formats.row_reader import read
+from distill.formats.row_writer import write
+from distill.formats.shapes import Record, Shape, recognise
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 SCALAR = (
@@ -48,6 +50,8 @@ EXAMPLES = settings(max_examples=40, deadline=None)
 def records(draw, shape, one_question=False):
     """Records that a shape holds."""
     messages = draw(PLAIN if one_question or shape in ONE_QUESTION else DIALOGUE)
+    if shape is Shape.PROMPT_COMPLETION_CHAT:
+        messages = [*draw(PLAIN), *messages]
     # Only an answer that is more than text stays among the messages.
     ends_in_text = messages[-1]["role"] == "assistant" and len(messages[-1]) == 2
     needs_answer = one_question or ends_in_text or shape in NEEDS_ANSWER

@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from distill.formats.shapes import Shape, ShapeError, drop, read, recognise, write
+from distill.formats.row_reader import read
+from distill.formats.row_writer import write
+from distill.formats.shapes import Shape, ShapeError, drop, recognise
 
 USER = {"role": "user", "content": "2 + 2?"}
 ANSWER = {"role": "assistant", "content": "4"}
@@ -140,7 +142,7 @@ def test_a_pair_does_not_lose_its_rejected_answer_unasked():
 
 
 def test_a_column_that_would_change_the_shape_is_refused():
-    row = {"messages": [USER, ANSWER], "chosen": None}
+    row = {"messages": [USER, ANSWER], "chosen": True}
     assert converted(row, Shape.MESSAGES) == row
     pair = {**ROWS[Shape.PREFERENCE], "messages": [USER]}
     record = read(pair, recognise(pair))

@@ -67,7 +67,8 @@ LEFT_ALONE = """
 version 1.2.3.4 | section 10.2.3.4 | 127.0.0.1 | ::1 | x[1::2] | std::vector | lodash@4.17.21
 icon@2x.png | ISO 13616 | INV-20391 | Pages 1234-5678 | lat 48.137154, lon 11.576124
 DE89370400440532013001 | 4111 1111 1111 1112 | 000-12-3456 | 5-10 days | 300.400.500.600
-password: required | the secret is out | Basic troubleshooting/maintenance | <EMAIL_1> | a@b
+password: required | api_key="none" | pass: 12/14 | 1000000000 | opencv==5.0.0.93
+the secret is out | Basic troubleshooting/maintenance | <EMAIL_1> | a@b
 """
 
 
@@ -131,7 +132,7 @@ def test_no_text_takes_long(piece):
     times = []
     for length in (5_000, 100_000):
         text = piece * (length // len(piece))
-        start = time.perf_counter()
+        start = time.process_time()
         masked(text)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert times[1] < 120 * times[0] + 0.2
