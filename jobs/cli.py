@@ -15,13 +15,13 @@ OVERRIDES: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args":
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="distillery")
 def cli() -> None:
-    r"""Move a workload off a frontier-model API onto small models that you run.
+    """Move a workload off a frontier-model API onto small models that you run.
 
     \b
     distillery run jobs/runs/demo.toml      distil, gate, publish, serve once, report
     distillery serve jobs/runs/demo.toml    keep the adapters up behind an OpenAI-compatible API
     distillery ask jobs/runs/demo.toml      ask the running server a held-out prompt
-    """
+    """  # noqa: D301 (click needs the real character)
 
 
 @cli.command(context_settings=OVERRIDES)

@@ -50,7 +50,7 @@ EXAMPLES = settings(max_examples=40, deadline=None)
 def records(draw, shape, one_question=False):
     """Records that a shape holds."""
     messages = draw(PLAIN if one_question or shape in ONE_QUESTION else DIALOGUE)
-    if shape is Shape.PROMPT_COMPLETION_CHAT:
+    if shape is Shape.PROMPT_COMPLETION_CHAT and not one_question:
         messages = [*draw(PLAIN), *messages]
     # Only an answer that is more than text stays among the messages.
     ends_in_text = messages[-1]["role"] == "assistant" and len(messages[-1]) == 2
