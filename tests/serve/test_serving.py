@@ -407,7 +407,8 @@ def test_a_client_that_leaves_stops_its_generation(served: Served) -> None:
     id_ = response.headers["x-request-id"]
 
     def left() -> list[dict[str, Any]]:
-        rows = Store(served.log.parent).read_rows(served.log.name)
+        store = Store(served.log.parent)
+        rows = store.read_rows(served.log.name) if store.names(served.log.name) else []
         return [row for row in rows if row["request_id"] == id_]
 
     served.wait_for(left)
