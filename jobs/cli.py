@@ -29,7 +29,8 @@ def cli() -> None:
 @click.option("--until", default="deploy", show_default=True, help="Last stage to run.")
 @click.option("--again", is_flag=True, help="Do finished stages again.")
 @click.option("--skip-bad", is_flag=True, help="Leave out prompt lines that cannot be read.")
-def run(config: tuple[str, ...], until: str, again: bool, skip_bad: bool) -> None:
+@click.option("--dry-run", is_flag=True, help="Print what the teacher would cost, and stop.")
+def run(config: tuple[str, ...], until: str, again: bool, skip_bad: bool, dry_run: bool) -> None:
     """Run every stage of CONFIG (TOML files and --section.field value).
 
     What is finished is not done again; a run that was killed goes on where it stopped. A failed
@@ -40,6 +41,12 @@ def run(config: tuple[str, ...], until: str, again: bool, skip_bad: bool) -> Non
     files, overrides = _split(config)
     if skip_bad:
         overrides += ["--prompts.skip_bad", "true"]
+    if dry_run:
+        from jobs.config import load_run_config
+        from jobs.estimate import print_estimate
+
+        print_estimate(load_run_config(files, overrides=overrides))
+        return
     run_pipeline(files, overrides=overrides, until=until, again=again)
 
 

@@ -99,6 +99,18 @@ def test_too_little_memory_is_said_before_the_model_loads(flags):
     assert "needs 100000.0 GiB of free memory" in output
 
 
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(tmp_path):
+    root = tmp_path / "runs"
+    sizes = ["--prompts.train", "60", "--prompts.validation", "15", "--prompts.test", "15"]
+    flags = ["--run.root", str(root), "--dry-run"]
+    output = distillery("run", "jobs/runs/interview.toml", *sizes, *flags)
+    assert "deepseek/deepseek-chat" in output
+    # 90 answers of at most 2,048 tokens at $0.42 a million.
+    assert "at most 184,320" in output
+    assert "dollars" in output
+    assert not root.exists()
+
+
 def test_a_missing_key_stops_before_any_work(flags, tmp_path, monkeypatch):
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     teacher = tmp_path / "teacher.toml"
