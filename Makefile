@@ -97,14 +97,14 @@ demo: model
 	@$(RUN)/distillery run jobs/runs/demo.toml
 
 # The tests that need no Ray and no model share out the cores; the others have them to themselves.
-FAST := -m "not ray and not model" -n auto --dist loadfile
+SHARED := -n auto --dist loadfile
 
 test: model lint
-	@$(RUN)/python -m pytest $(FAST)
+	@$(RUN)/python -m pytest -m "not ray and not model" $(SHARED)
 	$(RUN)/python -m pytest -m "ray or model" --durations=15
 
 test-fast: setup
-	@$(RUN)/python -m pytest $(FAST)
+	@$(RUN)/python -m pytest -m "not ray and not model and not slow" $(SHARED)
 
 lint: setup
 	@$(BIN)/ruff format --check .

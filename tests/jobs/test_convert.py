@@ -12,6 +12,8 @@ from cluster.storage import Store, rows_table
 from distill.formats.convert import Plan, convert, open_source
 from distill.records import COMPLETION, VERDICT
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -22,6 +22,8 @@ from cluster.errors import DistilleryError
 from distill.formats.convert import Plan, convert, open_source
 from distill.formats.shapes import Shape
 
+pytestmark = pytest.mark.slow
+
 def go_away(doing, *_):
     if doing == "write":
         raise RuntimeError("the machine is taken away")

@@ -16,6 +16,8 @@ from distill.judge.stage import overall_scores
 from distill.tasks.task import load_task
 from jobs.select_teacher import compare_first_two
 
+pytestmark = pytest.mark.slow
+
 TASK = load_task("reconcile")
 RUBRIC = TASK.spec.rubric
 VERDICT = {

@@ -139,6 +139,7 @@ def test_a_hundred_problems_of_twenty_topics_make_7500_combinations():
     assert grid_size(TASK) == 7500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_reference_solution_passes_its_examples_and_tests(name):
     problem = PROBLEMS[name]
