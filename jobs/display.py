@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -104,8 +104,9 @@ def engine_output_to(log: Path) -> Iterator[Display]:
     try:
         yield Display(Console(file=stream, highlight=False, width=_width(stream.fileno())))
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # a full disk: what it could not take is lost
+            sys.stdout.flush()
+            sys.stderr.flush()
         os.dup2(real_out, 1)
         os.dup2(real_err, 2)
         os.close(real_out)

@@ -6,10 +6,11 @@ python -m jobs.train --config jobs/runs/demo.toml --train.epochs 2
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from cluster.errors import ConfigError, DistilleryError, root_cause
@@ -50,7 +51,10 @@ def _errors_to_log(log: Path) -> Iterator[None]:
         logging.getLogger(__name__).info("stopped", exc_info=True)
         raise
     except Exception as error:
-        traceback.print_exc()
+        # The log lies beside the run, and a full disk cannot take the story either. Written past
+        # sys.stderr: what stays in its buffer would come out on the terminal later.
+        with suppress(OSError):
+            os.write(2, traceback.format_exc().encode())
         cause = root_cause(error)
         if isinstance(cause, DistilleryError):
             raise cause from error
