@@ -42,7 +42,7 @@ def write(path, data):
         ("a.jsonl", LINES.rstrip("\n")),
         ("a.jsonl", LINES.replace("\n", "\r\n\r\n")),
         ("bom.jsonl", b"\xef\xbb\xbf" + LINES.encode()),
-        ("a.jsonl.gz", gzip.compress(LINES.encode())),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("array.json", json.dumps(ROWS)),
         ("array.json", json.dumps(ROWS, indent=2, ensure_ascii=False)),
         ("lines_called.json", LINES),
