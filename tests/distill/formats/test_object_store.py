@@ -11,6 +11,8 @@ import pytest
 from gcs_server import gcs_server
 from s3_server import s3_server
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 ROWS = [{"instruction": f"Double {i}.", "input": "", "output": str(2 * i)} for i in range(3000)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -21,8 +23,6 @@ import json, sys
 from cluster.errors import DistilleryError
 from distill.formats.convert import Plan, convert, open_source
 from distill.formats.shapes import Shape
-
-pytestmark = pytest.mark.slow
 
 def go_away(doing, *_):
     if doing == "write":
