@@ -10,6 +10,7 @@ import json
 import pickle
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,7 +37,6 @@ class _BatchWriter:
             part = f"part-{uuid.uuid4().hex}.parquet"
             self._store.write_table(part, rows_table(done, self._schema))
         except Exception as error:
-            # Raised here it would reach the driver as text inside Ray Data's own exception.
             traceback.print_exc()
             return {"done": [0], "error": [pickle.dumps(error)]}
         return {"done": [len(rows)], "error": [b""]}
@@ -70,10 +70,20 @@ def map_to_parquet(
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
     )
-    done = 0
+    drain(dataset, total=len(rows), on_progress=on_progress)
+
+
+def drain(dataset: Any, *, total: int, on_progress: Progress | None) -> dict[str, int]:
+    """Run a dataset whose blocks are counts and errors; return the sum of every count.
+
+    `done` is reported as it grows. What a worker raised (`error`, pickled) is raised here, as it
+    was: through Ray Data it would arrive as text inside another exception.
+    """
+    sums: Counter[str] = Counter()
     for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
         for error in filter(None, batch["error"]):
             raise pickle.loads(error)
-        done += int(sum(batch["done"]))
+        sums.update({name: int(sum(of)) for name, of in batch.items() if name != "error"})
         if on_progress is not None:
-            on_progress(done, len(rows))
+            on_progress(sums["done"], total)
+    return dict(sums)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from loopback import serving
 
 OBJECT = re.compile(r"/(?:download/)?storage/v1/b/([^/]+)/o/([^/]+)")
 REWRITE = re.compile(r"/storage/v1/b/([^/]+)/o/([^/]+)/rewriteTo/b/([^/]+)/o/([^/]+)")
@@ -29,15 +30,9 @@ class GcsServer:
 def gcs_server():
     """Run the server for the block."""
     http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    store = http.store = GcsServer(http.server_address[1])
-    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield store
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
+    http.store = GcsServer(http.server_address[1])
+    with serving(http):
+        yield http.store
 
 
 class _Handler(BaseHTTPRequestHandler):

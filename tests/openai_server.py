@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from loopback import serving
+
 Respond = Callable[[dict[str, Any], int], tuple[int, Any]]
 """(request body, number of this request) -> (status, text of the answer or a JSON body)."""
 
@@ -79,10 +81,5 @@ def completion(body: dict[str, Any], text: str) -> dict[str, Any]:
 def openai_server(respond: Respond) -> Iterator[OpenAIServer]:
     """Run a server for the block."""
     server = OpenAIServer(respond)
-    thread = threading.Thread(target=server.server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(server.server):
         yield server
-    finally:
-        server.server.shutdown()
-        server.server.server_close()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from loopback import serving
 
 
 class S3Server:
@@ -25,15 +26,9 @@ class S3Server:
 def s3_server() -> Iterator[S3Server]:
     """Run the server for the block."""
     http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    store = http.store = S3Server(http.server_address[1])
-    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield store
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
+    http.store = S3Server(http.server_address[1])
+    with serving(http):
+        yield http.store
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -65,7 +65,6 @@ class AskingWorker:
         try:
             outcomes = asyncio.run_coroutine_threadsafe(self._all(rows), self._loop).result()
         except Exception as error:
-            # Raised here it would reach the driver as text inside Ray Data's own exception.
             traceback.print_exc()
             return {"done": [0], "stopped": [0], "error": [pickle.dumps(error)]}
         return {

@@ -7,10 +7,11 @@ work was interrupted. What a program or a recording says costs nothing and is co
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from cluster.errors import ConfigError, StageError
 from cluster.storage import Store, digest_of, rows_table
-from distill.batches import Progress, map_to_parquet
+from distill.batches import Progress, drain, map_to_parquet
 from distill.config import LiteLLMTeacher, ReplayTeacher
 from distill.records import COMPLETION
 from distill.tasks.task import Task, load_task
@@ -139,25 +140,26 @@ def _ask_model(
     wanted = set(keys)
     cache = cache_folder(config, store=store)
     payer = Path(store.root).name
-    answered, spent_usd = _known(cache, wanted, payer=payer)
+    known = _Known.read(cache, wanted, payer=payer)
     # The same request is sent once, however many prompts it stands for. Equal beginnings follow
     # each other: providers charge less for a prefix that they have just seen.
     missing = {
         key: {"request_key": key, "example_id": row["example_id"], "messages": row["messages"]}
         for key, row in zip(keys, prompts, strict=True)
-        if key not in answered
+        if key not in known.answered
     }
     rows = sorted(missing.values(), key=lambda row: [m["content"] for m in row["messages"]])
     stopped = 0
     if rows:
-        stopped = _run(rows, task, config, cache, payer, spent_usd, on_progress)
-        answered, spent_usd = _known(cache, wanted, payer=payer)
-    _write(prompts, keys, answered, task=task, config=config, store=store)
-    store.write_json("bill.json", bill(read_journal(cache), keys=wanted, payer=payer))
+        stopped = _run(rows, task, config, cache, payer, known.spent_usd, on_progress)
+        known = _Known.read(cache, wanted, payer=payer)
+    _write(prompts, keys, known, task=task, config=config, store=store)
+    store.write_json("bill.json", bill(known.of_interest, keys=wanted, payer=payer))
     if stopped:
         raise StageError(
-            f"teacher.budget_usd {config.budget_usd:g} is reached: ${spent_usd:.4f} are spent and "
-            f"the next request could pass it; {stopped} of {len(prompts)} prompts were not asked. "
+            f"teacher.budget_usd {config.budget_usd:g} is reached: ${known.spent_usd:.4f} are "
+            "spent and the next request could pass it; "
+            f"{stopped} of {len(prompts)} prompts were not asked. "
             "Raise the budget and run the same command again: what is answered is kept."
         )
     answers = read_completions(prompts, config, store=store)
@@ -169,16 +171,32 @@ def _ask_model(
     return answers
 
 
-def _known(cache: Path, wanted: set[str], *, payer: str) -> tuple[dict[str, dict[str, Any]], float]:
-    """Return the answers of these requests, and what this run has paid so far in dollars."""
-    answered: dict[str, dict[str, Any]] = {}
-    spent_usd = 0.0
-    for row in read_journal(cache):
-        if row["payer"] == payer:
-            spent_usd += row["cost_usd"]
-        if row["request_key"] in wanted and not row["error"]:
-            answered[row["request_key"]] = row
-    return answered, spent_usd
+@dataclass(frozen=True)
+class _Known:
+    """What the journal holds of a run."""
+
+    of_interest: list[dict[str, Any]]
+    """Lines that the run asked for or paid."""
+    answered: dict[str, dict[str, Any]]
+    """Its answers by request."""
+    failed: dict[str, dict[str, Any]]
+    """A failure of each request that has no answer."""
+    spent_usd: float
+    """What it has paid so far."""
+
+    @classmethod
+    def read(cls, cache: Path, wanted: set[str], *, payer: str) -> _Known:
+        """Read the journal once."""
+        rows = [
+            row
+            for row in read_journal(cache)
+            if row["request_key"] in wanted or row["payer"] == payer
+        ]
+        mine = [row for row in rows if row["request_key"] in wanted]
+        answered = {row["request_key"]: row for row in mine if not row["error"]}
+        failed = {row["request_key"]: row for row in mine if row["request_key"] not in answered}
+        spent_usd = sum(row["cost_usd"] for row in rows if row["payer"] == payer)
+        return cls(rows, answered, failed, spent_usd)
 
 
 def _run(
@@ -191,9 +209,6 @@ def _run(
     on_progress: Progress | None,
 ) -> int:
     """Ask on Ray Data; returns how many rows the budget left unasked."""
-    import json
-    import pickle
-
     import ray
 
     from distill.teach.asking import Asked, AskingWorker
@@ -221,15 +236,7 @@ def _run(
         ),
         num_cpus=1,
     )
-    done = stopped = 0
-    for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
-        for error in filter(None, batch["error"]):
-            raise pickle.loads(error)
-        done += int(sum(batch["done"]))
-        stopped += int(sum(batch["stopped"]))
-        if on_progress is not None:
-            on_progress(done, len(rows))
-    return stopped
+    return drain(dataset, total=len(rows), on_progress=on_progress)["stopped"]
 
 
 def _check_budget(
@@ -250,7 +257,7 @@ def _check_budget(
 def _write(
     prompts: Sequence[dict[str, Any]],
     keys: list[str],
-    answered: dict[str, dict[str, Any]],
+    known: _Known,
     *,
     task: Task,
     config: LiteLLMTeacher,
@@ -261,21 +268,15 @@ def _write(
     What differs from run to run (how long it took, how often it was retried) stands apart, so
     that the answers of an interrupted run are the same file as those of an undisturbed one.
     """
-    cache = cache_folder(config, store=store)
-    failures = {
-        row["request_key"]: row
-        for row in read_journal(cache)
-        if row["error"] and row["request_key"] not in answered
-    }
     name = teacher_name(config, task)
     rows, failed = [], []
     for key, prompt in zip(keys, prompts, strict=True):
-        found = answered.get(key)
+        found = known.answered.get(key)
         if found is not None:
             rows.append({**prompt, **found, "example_id": prompt["example_id"], "teacher": name})
-        elif key in failures:
-            failed.append({**failures[key], "example_id": prompt["example_id"]})
-    timings = [{name: row[name] for name in _TIMINGS.names} for row in answered.values()]
+        elif key in known.failed:
+            failed.append({**known.failed[key], "example_id": prompt["example_id"]})
+    timings = [{name: row[name] for name in _TIMINGS.names} for row in known.answered.values()]
     # Answers of other prompts, or of another teacher, are in the cache and not in this run.
     store.remove("completions")
     store.write_table(FAILED, rows_table(failed, _FAILED))

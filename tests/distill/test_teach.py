@@ -15,6 +15,8 @@ from distill.teach.teacher import build_teacher, request_key
 from distill.teach.terms import terms_of
 from jobs.init import init_task
 
+pytestmark = pytest.mark.slow  # LiteLLM takes seconds to import
+
 FREE = Price(input_usd_per_mtok=2.0, output_usd_per_mtok=10.0)
 
 

@@ -111,6 +111,7 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(tmp_path):
     assert not root.exists()
 
 
+@pytest.mark.slow
 def test_a_missing_key_stops_before_any_work(flags, tmp_path, monkeypatch):
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     teacher = tmp_path / "teacher.toml"

@@ -79,6 +79,7 @@ def test_tools_are_looked_for_on_the_path(monkeypatch: pytest.MonkeyPatch) -> No
     assert found["torch"].ok
 
 
+@pytest.mark.slow
 def test_a_cpu_build_of_torch_sees_no_gpu() -> None:
     if not torch_is_cpu_build():
         pytest.skip("this torch may see GPUs")

@@ -118,6 +118,33 @@ def test_a_server_that_refuses_ends_with_its_own_words_and_keeps_the_rest(tmp_pa
     assert (bill["answered"], bill["failed"]) == (40, {"refused": 32})
 
 
+def test_a_budget_stops_before_it_is_passed_and_holds_across_a_rerun(tmp_path):
+    with openai_server(lambda body, number: (200, "{}")) as server:
+
+        def spend(usd: str) -> subprocess.CompletedProcess:
+            flags = ("--teacher.budget_usd", usd, "--teacher.max_tokens", "100")
+            return subprocess.run(
+                command(tmp_path, server.url, *flags),
+                cwd=ROOT, capture_output=True, text=True, timeout=200,
+            )  # fmt: skip
+
+        first = spend("0.004")
+        assert first.returncode == 1
+        assert "teacher.budget_usd 0.004 is reached" in first.stderr
+        run = next((tmp_path / "runs").glob("smoke-*"))
+        assert 0 < json.loads((run / "bill.json").read_text())["usd"] <= 0.004
+        asked = len(server.requests)
+        assert 0 < asked == len(answers(tmp_path)) < 72
+
+        again = spend("0.004")
+        assert again.returncode != 0
+        assert "0.004" in again.stderr
+        assert json.loads((run / "bill.json").read_text())["usd"] <= 0.004
+
+        assert spend("1").returncode == 0
+        assert len(server.requests) == len(answers(tmp_path)) == 72
+
+
 def test_a_full_disk_is_said_in_a_sentence_and_a_rerun_goes_on(tmp_path):
     disk = tmp_path / "runs"
     disk.mkdir()

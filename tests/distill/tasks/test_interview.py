@@ -130,7 +130,6 @@ def test_every_entry_has_its_fields():
     assert len(set(titles)) == len(titles)
 
 
-@pytest.mark.skipif(len(PROBLEMS) < 100, reason="not all problems are written yet")
 def test_a_hundred_problems_of_twenty_topics_make_7500_combinations():
     assert len(PROBLEMS) == 100
     assert set(Counter(p["topic"] for p in PROBLEMS.values()).values()) == {5}
@@ -336,7 +335,6 @@ def test_prompts_of_a_run_are_even_and_hold_problems_out(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.skipif(len(PROBLEMS) < 100, reason="not all problems are written yet")
 def test_the_shipped_run_fits_the_grid():
     run = load_run_config([ROOT / "jobs/runs/interview.toml"])
     sizes = {name: getattr(run.prompts, name) for name in ("train", "validation", "test")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -51,12 +52,23 @@ def mixture(adapters: list[str]) -> tuple[list[list[int]], list[str | None]]:
     return prompts, [cycle[row % len(cycle)] for row in range(len(prompts))]
 
 
+@pytest.fixture(scope="module")
+def large_mixture(adapters: list[str]) -> tuple[list[list[int]], list[str | None]]:
+    """Enough prompts that the luck of rounding, which falls on each alike, averages out."""
+    cycle: list[str | None] = [None, *adapters]
+    draw = random.Random(5)
+    lengths = [3, 7, 20, 150, 5, 160, 140, 9, 130, 2, 11, 6] * 16
+    prompts = [[draw.randrange(3, 503) for _ in range(length)] for length in lengths]
+    return prompts, [cycle[row % len(cycle)] for row in range(len(prompts))]
+
+
 def engine_answers(
     model: Path,
     mixture: tuple[list[list[int]], list[str | None]],
     folder: Path,
     *,
     dtype: str,
+    max_tokens: int = MAX_TOKENS,
     spare_slots: int = 0,
     env: dict[str, str] | None = None,
 ) -> list[dict[str, Any]]:
@@ -75,7 +87,7 @@ def engine_answers(
         "engine": engine,
         "prompts": prompts,
         "adapters": adapters,
-        "max_tokens": MAX_TOKENS,
+        "max_tokens": max_tokens,
     }
     out = folder / f"{dtype}.json"
     done = subprocess.run(
@@ -90,8 +102,8 @@ def engine_answers(
     return json.loads(out.read_text())
 
 
-def peft_logits(model: Path, adapter: str | None, tokens: list[int]) -> Any:
-    """Float32 logits after each position, by PEFT."""
+def reference_model(model: Path, adapter: str | None) -> Any:
+    """The float32 model, with PEFT's own forward if there is an adapter."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -99,8 +111,15 @@ def peft_logits(model: Path, adapter: str | None, tokens: list[int]) -> Any:
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     if adapter:
         reference = PeftModel.from_pretrained(reference, adapter)
+    return reference.eval()
+
+
+def peft_logits(model: Path, adapter: str | None, tokens: list[int]) -> Any:
+    """Float32 logits after each position, by PEFT."""
+    import torch
+
     with torch.no_grad():
-        return reference.eval()(torch.tensor([tokens])).logits[0]
+        return reference_model(model, adapter)(torch.tensor([tokens])).logits[0]
 
 
 def test_float32_logits_and_greedy_tokens_equal_peft(
@@ -118,28 +137,26 @@ def test_float32_logits_and_greedy_tokens_equal_peft(
 
 
 def test_bfloat16_is_no_further_from_float32_than_vllms_own_operators(
-    tiny_model: Path, mixture: tuple[list[list[int]], list[str | None]], tmp_path: Path
+    tiny_model: Path, large_mixture: tuple[list[list[int]], list[str | None]], tmp_path: Path
 ) -> None:
     import torch
 
-    ours = engine_answers(tiny_model, mixture, tmp_path, dtype="bfloat16")
-    # One slot more than adapters, or vLLM's own answers base rows with an adapter.
-    stock = engine_answers(
-        tiny_model,
-        mixture,
-        tmp_path,
-        dtype="bfloat16",
-        spare_slots=1,
-        # Without the AMX permission vLLM dies in its first bfloat16 pass on such a CPU.
-        env={"VLLM_PLUGINS": "distillery_cpu_amx"},
-    )
+    prompts, adapters = large_mixture
+    # The first step only: after it the two may go on with unlike tokens.
+    only = {"dtype": "bfloat16", "max_tokens": 1}
+    ours = engine_answers(tiny_model, large_mixture, tmp_path, **only)
+    # One slot more than adapters, or vLLM's own answers base rows with an adapter. Without the
+    # AMX permission vLLM dies in its first bfloat16 pass on such a CPU.
+    env = {"VLLM_PLUGINS": "distillery_cpu_amx"}
+    stock = engine_answers(tiny_model, large_mixture, tmp_path, **only, spare_slots=1, env=env)
+    references = {adapter: reference_model(tiny_model, adapter) for adapter in set(adapters)}
     squares = {"ours": 0.0, "stock": 0.0}
-    for row, (prompt, adapter) in enumerate(zip(*mixture, strict=True)):
-        # The first step only: after it the two may have gone on with unlike tokens.
-        want = peft_logits(tiny_model, adapter, prompt)[-1]
+    for row, (prompt, adapter) in enumerate(zip(prompts, adapters, strict=True)):
+        with torch.no_grad():
+            want = references[adapter](torch.tensor([prompt])).logits[0, -1]
         for name, answers in (("ours", ours), ("stock", stock)):
             got = torch.tensor(answers[row]["logits"][0])
             squares[name] += float((got - want).square().sum())
-    # Both carry the rounding of the base model in bfloat16, which is nearly all of it and falls
-    # differently in the two by a few percent; test_cpu_lora_operators.py compares without it.
-    assert squares["ours"] <= 1.1 * squares["stock"]
+    # Both carry the rounding of the base model in bfloat16, which is most of it; 2 percent covers
+    # that it falls differently in the two.
+    assert squares["ours"] <= 1.02 * squares["stock"], squares

@@ -45,6 +45,7 @@ def test_a_base_only_batch_has_no_work() -> None:
     assert find_spans(find_runs([-1] * 300)) == ()
 
 
+@pytest.mark.slow  # it imports vLLM
 @pytest.mark.parametrize(
     ("picked", "version", "said"),
     [
