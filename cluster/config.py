@@ -114,7 +114,12 @@ def _toml_value(text: str) -> Any:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Merge nested dictionaries; a value in `over` wins, tables merge field by field."""
+    """Merge nested dictionaries; a value in `over` wins, tables merge field by field.
+
+    A table of another `kind` has other fields, so it replaces the whole table.
+    """
+    if over.get("kind", base.get("kind")) != base.get("kind"):
+        return over
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):

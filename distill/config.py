@@ -17,6 +17,8 @@ from distill.curate.config import (
     SemanticDuplicatesConfig,
     StructureConfig,
 )
+from distill.prompts.config import FromTask, MakeConfig
+from distill.teach.config import Price
 
 
 class TaskConfig(StrictModel):
@@ -40,86 +42,10 @@ class PromptsConfig(StrictModel):
     """Seed of generated prompts and of the split of given ones."""
     skip_bad: bool = False
     """Go on without the lines of a prompts file that cannot be read (`--skip-bad`)."""
-
-
-class Price(StrictModel):
-    """Dollars per million tokens."""
-
-    input_usd_per_mtok: float = Field(ge=0)
-    """Prompt tokens."""
-    output_usd_per_mtok: float = Field(ge=0)
-    """Completion tokens."""
-
-
-class ProgramTeacher(StrictModel):
-    """A Python function that computes the answer. It is no model and is never called one."""
-
-    kind: Literal["program"] = "program"
-    """Discriminator."""
-    function: str = "rules:answer"
-    """`module:function` in the task folder; takes the prompt's variables, returns the answer."""
-    price: Price | None = None
-    """API price that the cost table compares with; `None`: the answers cost nothing."""
-
-
-class LiteLLMTeacher(StrictModel):
-    """Any provider or OpenAI-compatible server through LiteLLM; keys come from the environment."""
-
-    kind: Literal["litellm"] = "litellm"
-    """Discriminator."""
-    model: str
-    """LiteLLM model name, such as `anthropic/claude-sonnet-4-20250514` or `openai/my-model`."""
-    api_base: str | None = None
-    """Base URL of an OpenAI-compatible server."""
-    api_key_env: str | None = None
-    """Environment variable that holds the key; `None`: the provider's usual one."""
-    temperature: float = Field(default=0.0, ge=0, le=2)
-    """Sampling temperature."""
-    max_tokens: int = Field(default=1024, ge=1)
-    """Longest answer asked for, in tokens."""
-    timeout_s: float = Field(default=120.0, gt=0)
-    """Seconds before one request is given up."""
-    max_retries: int = Field(default=5, ge=0)
-    """Attempts after the first, on rate limits, time-outs and server errors only."""
-    concurrency: int = Field(default=32, ge=1)
-    """Requests in flight at once, over all workers; falls while the provider refuses."""
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    """The provider's limit for this model, kept by all jobs of the cluster together."""
-    tokens_per_minute: int | None = Field(default=None, ge=1)
-    """Likewise, prompt plus completion."""
-    seed: int | None = None
-    """Sampling seed, for servers that take one."""
-    structured: Literal["auto", "json_schema", "json_object", "off"] = "auto"
-    """How JSON is asked for: `auto` sends the task's schema where LiteLLM knows that the provider
-    enforces it, and nothing elsewhere."""
-    repair: bool = True
-    """Ask once more, with what was wrong, when an answer does not fit the task's output."""
-    budget_usd: float | None = Field(default=None, gt=0)
-    """Asking stops before the dollars of this run, resumes included, pass this."""
-    accept_teacher_terms: bool = False
-    """Say that you may train on the answers of a teacher whose terms restrict that."""
-    max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
-    """Share of prompts that may end without an answer."""
-    cache: str = ""
-    """Folder of the answers that runs share; empty: `answers` beside the run folders."""
-    price: Price | None = None
-    """Overrides LiteLLM's price table; needed for a model that the table does not know."""
-
-
-class ReplayTeacher(StrictModel):
-    """Answers recorded earlier, joined by `example_id` or by the task's prompt id."""
-
-    kind: Literal["replay"] = "replay"
-    """Discriminator."""
-    file: str
-    """JSONL or Parquet with `example_id` or `id`, and `completion`; tokens and latency if known."""
-    price: Price | None = None
-    """API price that the answers cost when they were made."""
-
-
-TeacherConfig = Annotated[
-    ProgramTeacher | LiteLLMTeacher | ReplayTeacher, Field(discriminator="kind")
-]
+    make: MakeConfig = FromTask()
+    """How they are made: `task` takes those that the task brings; `self_instruct` and
+    `evol_instruct` let a model write further ones to train on; `logs` takes what was asked in
+    production."""
 
 
 class JudgeVerify(StrictModel):

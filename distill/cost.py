@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from cluster.errors import ConfigError
 from cluster.prices import TokenPrice, api_price
-from distill.config import LiteLLMTeacher, ProgramTeacher, ReplayTeacher
+from distill.teach.config import (
+    AnyTeacher,
+    LiteLLMTeacher,
+    OneTeacher,
+    ProgramTeacher,
+    SeveralTeachers,
+    VLLMTeacher,
+)
 
 DAYS_PER_MONTH = 30
 
@@ -22,17 +29,20 @@ class Cost:
     """One sentence: prices, tokens or throughput behind the figure."""
 
 
-def teacher_price(teacher: ProgramTeacher | LiteLLMTeacher | ReplayTeacher) -> TokenPrice | None:
+def teacher_price(teacher: AnyTeacher) -> TokenPrice | None:
     """Price of the teacher's answers: `[teacher] price` if given, else the price tables.
 
-    `None` for a program without a price: it costs nothing. Raises ConfigError for a model or a
-    recording whose price nobody knows.
+    Of several teachers it is what one prompt costs with them: the sum of those that all answer it,
+    the mean of a mixture's by weight; each times its samples. `None` for a program without a price:
+    it costs nothing. Raises ConfigError for a model or a recording whose price nobody knows.
     """
     if teacher.price is not None:
         price = teacher.price
         return TokenPrice(
             price.input_usd_per_mtok, price.output_usd_per_mtok, "teacher.price of the run"
         )
+    if isinstance(teacher, SeveralTeachers):
+        return _together(teacher)
     if isinstance(teacher, ProgramTeacher):
         return None
     if isinstance(teacher, LiteLLMTeacher):
@@ -41,7 +51,7 @@ def teacher_price(teacher: ProgramTeacher | LiteLLMTeacher | ReplayTeacher) -> T
             return known
     what = (
         f"the price of {teacher.model!r}"
-        if isinstance(teacher, LiteLLMTeacher)
+        if isinstance(teacher, (LiteLLMTeacher, VLLMTeacher))
         else f"what the answers in {teacher.file!r} cost"
     )
     raise ConfigError(
@@ -51,8 +61,28 @@ def teacher_price(teacher: ProgramTeacher | LiteLLMTeacher | ReplayTeacher) -> T
     )
 
 
+def _together(teacher: SeveralTeachers) -> TokenPrice:
+    weights = teacher.weights or (1.0,) * len(teacher.members)
+    mixed = teacher.combine == "mixture"
+    per_input = per_output = 0.0
+    for member, weight in zip(teacher.members, weights, strict=True):
+        price = teacher_price(member)
+        if price is None:
+            continue
+        part = weight / sum(weights) if mixed else 1.0
+        part *= _samples(member)
+        per_input += part * price.input_usd_per_mtok
+        per_output += part * price.output_usd_per_mtok
+    how = "their mean by weight" if mixed else "their sum"
+    return TokenPrice(per_input, per_output, f"{len(teacher.members)} teachers, {how}")
+
+
+def _samples(teacher: OneTeacher) -> int:
+    return teacher.samples if isinstance(teacher, (LiteLLMTeacher, VLLMTeacher)) else 1
+
+
 def teacher_cost(
-    teacher: ProgramTeacher | LiteLLMTeacher | ReplayTeacher,
+    teacher: AnyTeacher,
     *,
     mean_prompt_tokens: float | None,
     mean_completion_tokens: float | None,

@@ -20,6 +20,7 @@ __all__ = [
     "REJECTED",
     "VERDICT",
     "Message",
+    "answer_id",
     "by_id",
     "example_id",
 ]
@@ -45,6 +46,10 @@ COMPLETION = pa.schema(
         ("error", pa.string()),  # "" when the teacher answered
         ("teacher", pa.string()),
         ("request_key", pa.string()),  # digest of prompt, teacher and parameters
+        ("sample", pa.int64()),  # 0, 1, … of several answers of one model; null: no model
+        ("temperature", pa.float64()),  # null: no model
+        ("seed", pa.int64()),  # null: none was set
+        ("rationale", pa.string()),  # reasoning that led to the answer, where it was asked for
         ("prompt_tokens", pa.int64()),
         ("completion_tokens", pa.int64()),
         ("latency_s", pa.float64()),
@@ -57,6 +62,7 @@ REJECTED = pa.schema([*COMPLETION, ("reason", pa.string()), ("detail", pa.string
 VERDICT = pa.schema(
     [
         ("example_id", pa.string()),
+        ("request_key", pa.string()),  # of the answer that was judged; "" where there is one only
         ("judge", pa.string()),
         ("dimension", pa.string()),
         ("score", pa.float64()),  # 0.0 to 1.0; null when the judge failed
@@ -85,6 +91,11 @@ PREDICTION = pa.schema(
         ("error", pa.string()),
     ]
 )
+
+
+def answer_id(row: dict[str, Any]) -> str:
+    """Identity of an answer, or of the answer that a verdict is on: a prompt may have several."""
+    return str(row.get("request_key") or row["example_id"])
 
 
 def by_id(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -13,13 +13,12 @@ from distill.config import (
     EvaluateConfig,
     GatesConfig,
     JuryConfig,
-    ProgramTeacher,
     PromptsConfig,
     StudentConfig,
     TaskConfig,
-    TeacherConfig,
     TrainConfig,
 )
+from distill.teach.config import ProgramTeacher, TeacherConfig
 from serve.config import ServeConfig
 
 

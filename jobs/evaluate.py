@@ -5,9 +5,9 @@ from __future__ import annotations
 from cluster.errors import StageError
 from cluster.models import model_location
 from cluster.session import require_memory
-from distill.config import ProgramTeacher
 from distill.evaluate.predict import predict
 from distill.evaluate.stage import evaluate
+from distill.teach.config import ProgramTeacher
 from distill.teach.stage import read_completions
 from jobs.display import StepProgress
 from jobs.entry import stage_main

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from distill.judge.judges import check_jury
 from distill.prompts.stage import make_prompts
+from distill.prompts.writer import check_writer, write_with, writer_of
+from distill.teach.config import gives_candidates
 from distill.teach.stage import check_teacher, generate
 from distill.teach.teacher import teacher_name
 from jobs.display import StepProgress
@@ -14,7 +17,17 @@ def work(run: Run, progress: StepProgress) -> StageResult:
     """Write `prompts/` and `completions/`."""
     teacher = run.config.teacher
     check_teacher(teacher, run.task)
-    split = make_prompts(run.task, run.config.prompts, store=run.store)
+    if gives_candidates(teacher):
+        check_jury(run.config.jury.judges, run.task)
+    check_writer(run.config.prompts, teacher, run.task)
+    writer = writer_of(run.config.prompts, teacher)
+    split = make_prompts(
+        run.task,
+        run.config.prompts,
+        store=run.store,
+        ask=write_with(writer, run.task, store=run.store) if writer else None,
+        on_progress=lambda done, total: progress.update(done, total, f"{done}/{total} written"),
+    )
     for note in split.notes:
         run.display.say(f"  {note}")
     prompts = [row for rows in split.rows.values() for row in rows]
@@ -24,6 +37,7 @@ def work(run: Run, progress: StepProgress) -> StageResult:
         teacher,
         prompts=prompts,
         store=run.store,
+        jury=run.config.jury,
         on_progress=lambda done, total: progress.update(done, total, f"{done}/{total} from {name}"),
     )
     cost_usd = sum(row["cost_usd"] for row in answers)

@@ -8,7 +8,7 @@ from cluster.errors import StageError
 from cluster.models import model_digest, model_name
 from cluster.registry import AdapterManifest, Registry
 from cluster.storage import digest_of
-from distill.config import LiteLLMTeacher
+from distill.teach.config import ModelTeacher, members_of
 from distill.teach.teacher import teacher_name
 from distill.teach.terms import describe_terms
 from jobs.display import StepProgress
@@ -42,8 +42,10 @@ def work(run: Run, progress: StepProgress) -> StageResult:
             task_digest=run.task.digest,
             dataset_digest=digest_of([[r["example_id"], r["completion"]] for r in records]),
             teacher=teacher_name(config.teacher, run.task),
-            teacher_terms=(
-                describe_terms(config.teacher) if isinstance(config.teacher, LiteLLMTeacher) else ""
+            teacher_terms="; ".join(
+                describe_terms(member)
+                for member in members_of(config.teacher)
+                if isinstance(member, ModelTeacher)
             ),
             train=config.train.model_dump(mode="json"),
             gates=run.read_json("gates.json")["gates"],

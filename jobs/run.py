@@ -17,15 +17,16 @@ from typing import Any
 
 from cluster.errors import ConfigError, StageError
 from cluster.storage import Store, digest_of, file_digest
-from distill.config import ReplayTeacher
 from distill.tasks.task import Task, load_task
-from distill.teach.teacher import NEUTRAL as ASKING
+from distill.teach.config import AnyTeacher, ReplayTeacher, gives_candidates, members_of
+from distill.teach.teacher import parameters
 from jobs.config import RunConfig
 from jobs.display import Display, StepProgress
 
 # Stage -> sections of the configuration that it depends on, in the order the stages run.
 STAGES: dict[str, tuple[str, ...]] = {
-    "generate": ("task", "prompts", "teacher"),
+    # and "teacher", of which only a part decides
+    "generate": ("task", "prompts"),
     "curate": ("curate", "jury"),
     "train": ("student", "train"),
     "evaluate": ("evaluate",),
@@ -34,11 +35,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "deploy": ("serve",),
 }
 # What only says how fast or how safely the same result is made.
-NEUTRAL = {
-    # Its price decides what the cost table says.
-    "teacher": ASKING - {"price"},
-    "train": {"max_failures", "keep_checkpoints"},
-}
+NEUTRAL = {"train": {"max_failures", "keep_checkpoints"}}
 
 # What a stage would otherwise resume from or return as it is, when it is asked to do it again.
 # Answers of a teacher are not among them: what was paid for is kept.
@@ -74,11 +71,16 @@ class Run:
 
     def fingerprint(self, stage: str) -> str:
         """Digest of everything that decides a stage's result."""
-        parts: list[Any] = [self.task.digest]
-        if isinstance(self.config.teacher, ReplayTeacher):
-            from distill.teach.replay import replay_file
+        teacher = self.config.teacher
+        # Its price decides what the cost table says, and changes no answer.
+        parts: list[Any] = [self.task.digest, parameters(teacher), _prices(teacher)]
+        for member in members_of(teacher):
+            if isinstance(member, ReplayTeacher):
+                from distill.teach.replay import replay_file
 
-            parts.append(file_digest(replay_file(self.config.teacher, self.task)))
+                parts.append(file_digest(replay_file(member, self.task)))
+        if gives_candidates(teacher):
+            parts.append(self.config.jury.model_dump(mode="json"))
         for name, sections in STAGES.items():
             for section in sections:
                 model = getattr(self.config, section)
@@ -157,3 +159,8 @@ class Run:
     def read_json(self, path: str) -> Any:
         """Read a JSON artefact."""
         return json.loads((self.folder / path).read_text(encoding="utf-8"))
+
+
+def _prices(teacher: AnyTeacher) -> list[Any]:
+    prices = [teacher.price, *(member.price for member in members_of(teacher))]
+    return [None if price is None else price.model_dump() for price in prices]

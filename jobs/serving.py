@@ -8,18 +8,18 @@ import time
 from typing import Any
 
 from cluster.errors import DistilleryError, PrerequisiteError
+from cluster.models import require_chat_template
 from cluster.session import require_port
 from jobs.config import RunConfig
 from jobs.deploy import model_name, start
 from jobs.display import Display
 from jobs.entry import connected, opened_run
-from jobs.preflight import check_student
 from jobs.run import Run
 
 
 def serve_forever(config: RunConfig) -> None:
     """Deploy and stay until Ctrl-C; aliases that move in the registry are followed."""
-    check_student(config.student.model)
+    require_chat_template(config.student.model, field="student.model")
     require_port(config.serve.port, field="serve.port", host=config.serve.host)
     with opened_run(config) as run:
         run.display.say(f"starting, engine logs in {run.shown('logs')}")

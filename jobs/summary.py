@@ -16,6 +16,10 @@ def print_summary(run: Run, *, arguments: Sequence[str]) -> None:
     print_stages(run)
     if run.store.exists("evaluation.json"):
         print_models(run)
+    if run.store.exists("bill.json"):
+        print_bill(run)
+    if run.store.exists("dataset.html"):
+        run.display.say(f"dataset  {run.shown('dataset.html')}")
     if run.store.exists("report.html"):
         run.display.say(f"report   {run.shown('report.html')}")
     if run.store.exists("adapter"):
@@ -61,6 +65,17 @@ def print_models(run: Run) -> None:
         ["model", "valid", "accuracy (95% interval)", "transfer ratio", "P90", "$/1k requests"],
         rows,
     )
+
+
+def print_bill(run: Run) -> None:
+    """Print what was paid by stage, if anything was."""
+    bill = run.read_json("bill.json")
+    parts = {name: part["usd"] for name, part in bill["stages"].items()}
+    if any(usd is None or usd > 0 for usd in parts.values()):
+        shown = ", ".join(
+            f"{name} {'not known' if usd is None else f'${usd:.4f}'}" for name, usd in parts.items()
+        )
+        run.display.say(f"paid     ${bill['usd']:.4f} ({shown}), {run.shown('bill.json')}")
 
 
 def percent(value: float | None) -> str:

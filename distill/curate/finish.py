@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cluster.storage import Store
+from cluster.storage import Store, rows_table
 from distill.config import CurateConfig, JudgeVerify
 from distill.curate.balance import balance
 from distill.curate.card import write_card
@@ -19,6 +19,8 @@ from distill.curate.contamination import (
     overlap_report,
 )
 from distill.curate.diversity import Diversity, diversity
+from distill.curate.multitask import MULTITASK, multitask_records
+from distill.curate.rationales import check_rationales
 from distill.curate.stage import SPLITS, Curated, embed_rows, write_curated
 from distill.curate.text import part_text
 from distill.curate.tokens import length_counter
@@ -26,6 +28,7 @@ from distill.judge.judges import build_judge
 from distill.tasks.task import Task
 
 CONTAMINATION_FILE = "contamination.json"
+RATIONALES_FILE = "rationales.json"
 
 Row = dict[str, Any]
 
@@ -46,8 +49,10 @@ def finish(
     `curated` is what `curate` returned, `accepted` the rows that the jury kept, `answers` all rows
     before curation, `evaluation` what no training record may repeat. Balance, the cap on clusters
     and contamination concern training rows alone: a held-out set stays as it was drawn. Rewrites
-    `curated/`, `rejected/` and `yield.json`; writes `dataset.json` and `dataset.html`, and
-    `contamination.json` where it is configured. Raises StageError when a split ends empty.
+    `curated/`, `rejected/` and `yield.json`; writes `dataset.json` and `dataset.html`,
+    `contamination.json` where it is configured and, where there is reasoning,
+    `rationales.json` and `multitask/`.
+    Raises StageError when a split ends empty.
     """
     ids = {row["example_id"] for row in accepted}
     parts = {split: _part(curated, split) for split in SPLITS}
@@ -71,7 +76,13 @@ def finish(
     if config.contamination is not None:
         contamination = _decontaminate(train, config.contamination, evaluation=evaluation)
         store.write_json(CONTAMINATION_FILE, contamination)
+    reasoning = _check_reasoning(parts, task=task)
     report = write_curated(parts, store=store)
+    if reasoning:
+        store.write_json(RATIONALES_FILE, reasoning)
+        for split, part in parts.items():
+            records = multitask_records(part.kept, task=task)
+            store.write_table(f"multitask/{split}.parquet", rows_table(records, MULTITASK))
     write_card(
         store,
         task=task,
@@ -84,6 +95,15 @@ def finish(
         notes=notes,
     )
     return [row for part in parts.values() for row in part.kept]
+
+
+def _check_reasoning(parts: Mapping[str, Curated], *, task: Task) -> dict[str, Any]:
+    found = {}
+    for split, part in parts.items():
+        part.kept, report = check_rationales(part.kept, task=task)
+        if report is not None:
+            found[split] = report
+    return found
 
 
 def _part(curated: Curated, split: str) -> Curated:

@@ -13,12 +13,13 @@ import pyarrow as pa
 
 from cluster.errors import DataError
 from cluster.storage import Store, rows_table
-from distill.config import EvaluateConfig, LiteLLMTeacher, ProgramTeacher, ReplayTeacher
+from distill.config import EvaluateConfig
 from distill.cost import Cost, self_hosted_cost, teacher_cost
 from distill.evaluate import metrics
 from distill.evaluate.report import write_markdown, write_report
 from distill.evaluate.scoring import Score
 from distill.records import PREDICTION, by_id
+from distill.teach.config import AnyTeacher
 
 EVALUATION_FILE = "evaluation.json"
 PREDICTIONS_FOLDER = "predictions"
@@ -37,7 +38,7 @@ def evaluate(
     answers: dict[str, list[Row]],
     teacher_rows: Sequence[Row],
     score: Score,
-    teacher: ProgramTeacher | LiteLLMTeacher | ReplayTeacher,
+    teacher: AnyTeacher,
     config: EvaluateConfig,
     model: str,
     teacher_is_reference: bool = False,
@@ -147,7 +148,7 @@ def _predictions(
 
 
 def _teacher_cost(
-    teacher: ProgramTeacher | LiteLLMTeacher | ReplayTeacher,
+    teacher: AnyTeacher,
     rows: Sequence[Row],
     prompts: Sequence[Row],
     model: str,

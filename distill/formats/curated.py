@@ -13,7 +13,7 @@ from cluster.storage import Store
 from distill.config import JuryConfig
 from distill.formats.files import DataFile, Source, locate, shown, storage_errors
 from distill.judge.stage import accepted, overall_scores
-from distill.records import COMPLETION
+from distill.records import COMPLETION, answer_id
 
 SPLITS = ("train", "validation")
 KEPT = ("prompt_id", "split", "stratum", "teacher", "variables", "reference")
@@ -50,7 +50,9 @@ def find_run(uri: str) -> Source:
         if info.type != pafs.FileType.File:
             raise DataError(f"{path}: is missing; run the stage 'curate' again.")
         files.append(DataFile(path, f"curated/{split}.parquet", "parquet", split, info.size or 0))
-        ids += pq.read_table(path, filesystem=store.fs, columns=["example_id"]).to_pylist()
+        ids += pq.read_table(
+            path, filesystem=store.fs, columns=["example_id", "request_key"]
+        ).to_pylist()
     kept = _accepted_ids(ids, jury, store=store)
     counted = sum(part["rows_out"] for part in store.read_json("yield.json").values())
     if len(kept) != counted:
@@ -75,9 +77,7 @@ def _accepted_ids(ids: list[dict[str, Any]], jury: JuryConfig, *, store: Store) 
     scores = overall_scores(
         [row for name in folders for row in store.read_rows(f"verdicts/{name}")]
     )
-    return {
-        row["example_id"] for row in ids if scores.get(row["example_id"], -1.0) >= jury.min_score
-    }
+    return {row["example_id"] for row in ids if scores.get(answer_id(row), -1.0) >= jury.min_score}
 
 
 def messages_row(row: dict[str, Any]) -> dict[str, Any]:

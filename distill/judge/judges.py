@@ -193,6 +193,7 @@ def verdict(
     """Build one verdict row (`distill.records.VERDICT`) on a completion."""
     return {
         "example_id": row["example_id"],
+        "request_key": row.get("request_key") or "",
         "judge": judge,
         "dimension": dimension,
         "score": score,

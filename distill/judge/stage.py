@@ -14,8 +14,9 @@ from distill.batches import Progress, map_to_parquet
 from distill.config import JudgeLiteLLM, JuryConfig
 from distill.judge.agreement import agreement
 from distill.judge.judges import AnyJudge, build_judge, judge_name
-from distill.records import VERDICT
+from distill.records import VERDICT, answer_id
 from distill.tasks.task import Task, load_task
+from distill.teach.bill import keep_bill
 
 AGREEMENT_FILE = "agreement.json"
 # What changes no score.
@@ -23,17 +24,17 @@ NEUTRAL = {"concurrency", "api_key_env", "timeout_s", "max_retries", "price"}
 
 
 def overall_scores(verdicts: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Score of each example: mean over judges per dimension, then the plain mean over dimensions.
+    """Score by `answer_id`: mean over judges per dimension, then the plain mean over dimensions.
 
-    A judge's failure does not count; an example that no judge could score is not in the result.
+    A judge's failure does not count; an answer that no judge could score is not in the result.
     """
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in verdicts:
         if row["score"] is not None:
-            scores[row["example_id"]][row["dimension"]].append(row["score"])
+            scores[answer_id(row)][row["dimension"]].append(row["score"])
     return {
-        example: fmean(fmean(values) for values in dimensions.values())
-        for example, dimensions in scores.items()
+        answer: fmean(fmean(values) for values in dimensions.values())
+        for answer, dimensions in scores.items()
     }
 
 
@@ -45,15 +46,34 @@ def judge(
     store: Store,
     on_progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Write `verdicts/*.parquet` and `agreement.json`; return the records that reach `min_score`.
+    """Write `verdicts/*.parquet` and `agreement.json`; return what reaches `min_score`."""
+    verdicts = score(task, config, records=records, store=store, on_progress=on_progress)
+    store.write_json(AGREEMENT_FILE, agreement(verdicts))
+    kept = _accepted(records, verdicts, config)
+    if not kept:
+        raise StageError(
+            f"no record of {len(records)} reaches jury.min_score {config.min_score}; see verdicts/."
+        )
+    return kept
 
-    Records that already have a verdict of a judge are not judged by it again. A judge that could
+
+def score(
+    task: Task,
+    config: JuryConfig,
+    *,
+    records: Sequence[dict[str, Any]],
+    store: Store,
+    on_progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Write `verdicts/*.parquet`; return the verdicts on these records.
+
+    Answers that already have a verdict of a judge are not judged by it again. A judge that could
     score nothing at all is a StageError with its commonest error, not a jury of one fewer.
     """
     for member in config.judges:
         folder = verdict_folder(member)
         known = _scored(store, folder)
-        missing = [row for row in records if row["example_id"] not in known]
+        missing = [row for row in records if answer_id(row) not in known]
         map_to_parquet(
             missing,
             make_worker=_worker(str(task.folder), member),
@@ -63,14 +83,24 @@ def judge(
             on_progress=on_progress,
         )
         _require_scores(store, folder, judge=judge_name(member))
-    verdicts = _verdicts(records, config, store=store)
-    store.write_json(AGREEMENT_FILE, agreement(verdicts))
-    kept = _accepted(records, verdicts, config)
-    if not kept:
-        raise StageError(
-            f"no record of {len(records)} reaches jury.min_score {config.min_score}; see verdicts/."
-        )
-    return kept
+    keep_bill(store, "jury", _bill(config, store=store))
+    return _verdicts(records, config, store=store)
+
+
+def _bill(config: JuryConfig, *, store: Store) -> dict[str, Any]:
+    """What the judges' verdicts cost, those on answers that were not chosen among them."""
+    models: dict[str, Any] = {}
+    for member in config.judges:
+        rows = store.read_rows(verdict_folder(member))
+        costs = [row["cost_usd"] for row in rows]
+        models[judge_name(member)] = {
+            "verdicts": len(rows),
+            "failed": sum(row["score"] is None for row in rows),
+            # A judge whose price nobody knows is not free.
+            "usd": None if None in costs else round(sum(costs), 6),
+        }
+    known = [entry["usd"] for entry in models.values()]
+    return {"models": models, "usd": None if None in known else round(sum(known), 6)}
 
 
 def accepted(
@@ -89,18 +119,18 @@ def _accepted(
     records: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]], config: JuryConfig
 ) -> list[dict[str, Any]]:
     scores = overall_scores(verdicts)
-    return [row for row in records if scores.get(row["example_id"], -1.0) >= config.min_score]
+    return [row for row in records if scores.get(answer_id(row), -1.0) >= config.min_score]
 
 
 def _verdicts(
     records: Sequence[dict[str, Any]], config: JuryConfig, *, store: Store
 ) -> list[dict[str, Any]]:
-    ids = {row["example_id"] for row in records}
+    ids = {answer_id(row) for row in records}
     return [
         row
         for member in config.judges
         for row in store.read_rows(verdict_folder(member))
-        if row["example_id"] in ids
+        if answer_id(row) in ids
     ]
 
 
@@ -117,7 +147,7 @@ def _require_scores(store: Store, folder: str, *, judge: str) -> None:
 def _scored(store: Store, folder: str) -> set[str]:
     if not store.names(folder):
         return set()
-    return {row["example_id"] for row in store.read_rows(folder) if row["score"] is not None}
+    return {answer_id(row) for row in store.read_rows(folder) if row["score"] is not None}
 
 
 def _worker(

@@ -10,7 +10,7 @@ A log is Parquet, one file or a folder of them, local or at `s3://` or `gs://`. 
 | `status` | int64 | HTTP status; 200 for an answer that was given |
 | `approved` | bool | optional: somebody or something found the answer good |
 
-and any column that `[prompts.logs] where` names. Nothing of the answers is taken.
+and any column that `[prompts.make] where` names. Nothing of the answers is taken.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -42,6 +42,8 @@ Value = str | int | bool
 class LogsConfig(StrictModel):
     """Which rows of a request log become prompts."""
 
+    kind: Literal["logs"] = "logs"
+    """Discriminator."""
     uri: str
     """Parquet file or folder: local path, `s3://…` or `gs://…`."""
     require_approved: bool = False

@@ -7,16 +7,16 @@ import json
 import pickle
 import threading
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.config import LiteLLMTeacher
 from distill.tasks.task import load_task
+from distill.teach.config import LiteLLMTeacher
 from distill.teach.journal import Journal
 from distill.teach.limits import Gate, Limits
 from distill.teach.shared import cluster_limit
-from distill.teach.teacher import teacher_name
+from distill.teach.teacher import journal_row, teacher_name
 
 POLL_BUDGET_S = 0.1
 
@@ -88,15 +88,7 @@ class AskingWorker:
         if budget is not None and not may:
             return False
         answer = await self._teacher.ask(row, gate=self._gate)
-        self._journal.add(
-            {
-                "request_key": row["request_key"],
-                "example_id": row["example_id"],
-                "teacher": self._name,
-                "payer": self._asked.payer,
-                **asdict(answer),
-            }
-        )
+        self._journal.add(journal_row(row, answer, teacher=self._name, payer=self._asked.payer))
         if budget is not None:
             budget.settle.remote(most_usd, answer.cost_usd)
         return True

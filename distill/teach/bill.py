@@ -1,14 +1,33 @@
-"""What asking cost: requests, retries by reason, tokens and dollars, from the journal. Pure."""
+"""What asking cost: requests, retries by reason, tokens and dollars, by stage and model."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
+
+from cluster.storage import Store
+
+FILE = "bill.json"
+Stage = Literal["prompts", "answers", "jury"]
+"""What was asked for: prompts that a model wrote, answers of the teacher, verdicts."""
 
 
-def bill(rows: Iterable[dict[str, Any]], *, keys: set[str], payer: str) -> dict[str, Any]:
-    """Add up a journal: what this run paid, and what it found paid for by others.
+def keep_bill(store: Store, stage: Stage, entry: dict[str, Any]) -> None:
+    """Write a stage's part of the run's `bill.json`: `{"stages": {stage: entry}, "usd"}`.
+
+    An entry has `usd`, or `None` there where a price is not known; the sum then lacks it.
+    """
+    stages = store.read_json(FILE)["stages"] if store.exists(FILE) else {}
+    stages[stage] = entry
+    usd = round(sum(part["usd"] or 0.0 for part in stages.values()), 6)
+    store.write_json(FILE, {"stages": stages, "usd": usd})
+
+
+def bill(
+    rows: Iterable[dict[str, Any]], *, keys: set[str], payer: str, stage: Stage = "answers"
+) -> dict[str, Any]:
+    """Add up a journal: what this run paid in a stage, and what it found paid for by others.
 
     `keys` are the run's requests. Returns `{"models": {teacher: {...}}, "usd": paid by this run,
     "from_cache": answers that other runs had paid for}`; a model's entry has `answered`, `failed`
@@ -20,6 +39,8 @@ def bill(rows: Iterable[dict[str, Any]], *, keys: set[str], payer: str) -> dict[
     from_cache: set[str] = set()
     paid: set[str] = set()
     for row in rows:
+        if row.get("stage", "answers") != stage:
+            continue
         if row["payer"] != payer:
             if row["request_key"] in keys and not row["error"]:
                 from_cache.add(row["request_key"])

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from cluster.prices import TokenPrice
-from distill.config import LiteLLMTeacher
+from distill.teach.config import LiteLLMTeacher
 
 CHARS_PER_TOKEN = 4.0
 """A usual figure for English text; other languages and code have more tokens."""
@@ -24,8 +24,10 @@ class Estimate:
 
     prompts: int
     """Prompts of the run."""
+    samples: int
+    """Answers asked for each of them."""
     known: int
-    """Of these, answers on disk: they are not asked again."""
+    """Of these answers, those on disk: they are not asked again."""
     input_tokens: int
     """Estimated from the prompts' length."""
     output_tokens: int
@@ -50,7 +52,10 @@ def estimate(
     earlier: Sequence[dict[str, Any]],
     price: TokenPrice | None,
 ) -> Estimate:
-    """Estimate asking for `missing` of `prompts`; `earlier` are journal rows of the same model."""
+    """Estimate asking for `missing`, a row for each answer that `prompts` lack.
+
+    `earlier` are journal rows of the same model.
+    """
     chars = sum(len(message["content"]) for row in missing for message in row["messages"])
     input_tokens = round(chars / CHARS_PER_TOKEN)
     answered = [row for row in earlier if not row["error"]]
@@ -75,7 +80,8 @@ def estimate(
 
     return Estimate(
         prompts=len(prompts),
-        known=len(prompts) - len(missing),
+        samples=config.samples,
+        known=len(prompts) * config.samples - len(missing),
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         most_output_tokens=most,

@@ -17,10 +17,11 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 import litellm
 
 from cluster.errors import ConfigError, PrerequisiteError
-from distill.config import LiteLLMTeacher
 from distill.records import Message
 from distill.tasks.task import Task
+from distill.teach.config import LiteLLMTeacher
 from distill.teach.limits import Gate, Slot
+from distill.teach.reasoning import split_reasoning, with_reasoning
 from distill.teach.teacher import Answer
 
 # Why a request failed, for those that another attempt can mend. A bad request, a wrong key or a
@@ -209,8 +210,10 @@ class LiteLLMTeacherRunner:
 
     async def ask(self, row: dict[str, Any], *, gate: Gate | None = None) -> Answer:
         """Answer one row; an answer that does not fit the output is repaired at most once."""
-        messages = list(row["messages"])
-        answer = await self._ask(messages, gate)
+        reasoning = self._config.reasoning
+        messages = with_reasoning(row["messages"]) if reasoning else list(row["messages"])
+        sample = row.get("sample") or 0
+        answer = await self._ask(messages, gate, sample=sample)
         if answer.error or not self._config.repair:
             return answer
         problem = self._task.parse(answer.completion).problem
@@ -227,11 +230,12 @@ class LiteLLMTeacherRunner:
                 {"role": "user", "content": complaint},
             ],
             gate,
+            sample=sample,
         )
         mended = not again.error and not self._task.parse(again.completion).problem
         return answer.followed_by(again, kept=again if mended else answer)
 
-    async def _ask(self, messages: list[Message], gate: Gate | None) -> Answer:
+    async def _ask(self, messages: list[Message], gate: Gate | None, *, sample: int) -> Answer:
         config = self._config
         request = {
             **self._connection,
@@ -242,7 +246,7 @@ class LiteLLMTeacherRunner:
             "drop_params": True,
         }
         if config.seed is not None:
-            request["seed"] = config.seed
+            request["seed"] = config.seed + sample
         if self._format is not None:
             request["response_format"] = self._format
         retried: list[str] = []
@@ -256,7 +260,8 @@ class LiteLLMTeacherRunner:
                 tokens=tokens,
                 on_retry=retried.append,
             )
-            text = response.choices[0].message.content
+            message = response.choices[0].message
+            text = message.content or ""
         except Exception as error:
             # A row that keeps failing ends as a failed row; the others go on.
             reason = reason_to_retry(error) or "refused"
@@ -265,9 +270,15 @@ class LiteLLMTeacherRunner:
                 failure=reason,
                 retried=tuple(retried),
             )
+        rationale = ""
+        if config.reasoning:
+            rationale, text = split_reasoning(text)
+            # Providers that keep a model's thoughts apart put them here.
+            rationale = rationale or str(getattr(message, "reasoning_content", None) or "").strip()
         return self._counted(
             Answer(
-                completion=text or "",
+                completion=text,
+                rationale=rationale,
                 error="" if text else f"empty answer ({response.choices[0].finish_reason})",
                 failure="" if text else "empty",
                 latency_s=latency_s,
@@ -295,6 +306,8 @@ class LiteLLMTeacherRunner:
         config, task = self._config, self._task
         if task.spec.output.format != "json" or config.structured == "off":
             return None
+        if config.reasoning:
+            return None  # nothing could stand before the object
         strict = config.structured == "json_schema" or (
             config.structured == "auto" and bool(litellm.supports_response_schema(config.model))
         )

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from distill.config import ProgramTeacher
 from distill.tasks.task import Task
+from distill.teach.config import ProgramTeacher
 from distill.teach.teacher import Answer
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError, DataError
-from distill.config import ReplayTeacher
 from distill.prompts.source import read_jsonl
 from distill.tasks.task import Task
+from distill.teach.config import ReplayTeacher
 from distill.teach.teacher import Answer
 
 
@@ -49,6 +49,7 @@ class ReplayTeacherRunner:
             return Answer(error="no recorded answer for this prompt")
         return Answer(
             completion=found["completion"],
+            rationale=str(found.get("rationale") or ""),
             prompt_tokens=int(found.get("prompt_tokens") or 0),
             completion_tokens=int(found.get("completion_tokens") or 0),
             latency_s=float(found.get("latency_s") or 0.0),

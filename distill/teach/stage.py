@@ -1,42 +1,60 @@
-"""Ask the teacher for every prompt that has no answer yet.
+"""Have the prompts answered: by one teacher, or by several of which the jury keeps the best.
 
-A model's answers go into a journal as they arrive (`journal.py`), which runs share; the run's own
-files are made from it, in the order of the prompts, so that they are the same however often the
-work was interrupted. What a program or a recording says costs nothing and is computed in batches.
+A model's answers go into a journal as they arrive (`ask.py`), which runs share; the run's own files
+are made from it, in the order of the prompts, so that they are the same however often the work was
+interrupted. What a program or a recording says costs nothing and is computed in batches.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from cluster.errors import ConfigError, StageError
+from cluster.errors import StageError
+from cluster.models import require_chat_template
 from cluster.storage import Store, digest_of, rows_table
-from distill.batches import Progress, drain, map_to_parquet
-from distill.config import LiteLLMTeacher, ReplayTeacher
+from distill.batches import Progress, map_to_parquet
+from distill.config import JuryConfig
 from distill.records import COMPLETION
 from distill.tasks.task import Task, load_task
-from distill.teach.bill import bill
-from distill.teach.journal import read_journal
-from distill.teach.teacher import AnyTeacher, build_teacher, request_key, teacher_name
+from distill.teach.ask import Known, ask, budget_reached, request_keys
+from distill.teach.bill import bill, keep_bill
+from distill.teach.choose import CANDIDATE, choose
+from distill.teach.config import (
+    AnyTeacher,
+    ModelTeacher,
+    OneTeacher,
+    ProgramTeacher,
+    ReplayTeacher,
+    VLLMTeacher,
+    gives_candidates,
+    members_of,
+)
+from distill.teach.mixture import shares
+from distill.teach.teacher import build_teacher, parameters, request_key, teacher_name
 from distill.teach.terms import check_terms
 
 ANSWERS, FAILED, TIMINGS = "completions/answers.parquet", "failed.parquet", "timings.parquet"
-BLOCK_ROWS = 64
-BLOCKS_PER_ACTOR = 4
-"""Blocks that an actor works on at once: the next rows wait inside it, not on their way to it."""
-CONCURRENCY_PER_ACTOR = 64
-"""LiteLLM costs about 4.5 ms of CPU a request: one process is full at some 200 a second."""
-MOST_BLOCKS = 4096
+CANDIDATES = "candidates.parquet"
+MOST_FAILED = 0.05
+"""Share of a program's or a recording's prompts that may end without an answer."""
 
-_FAILED = pa.schema([("example_id", pa.string()), ("failure", pa.string()), ("error", pa.string())])
+Row = dict[str, Any]
+
+_FAILED = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("teacher", pa.string()),
+        ("sample", pa.int64()),
+        ("failure", pa.string()),
+        ("error", pa.string()),
+    ]
+)
 _TIMINGS = pa.schema(
     [
         ("request_key", pa.string()),
@@ -49,33 +67,26 @@ _TIMINGS = pa.schema(
 
 def check_teacher(config: AnyTeacher, task: Task) -> None:
     """Fail now on what would fail later: a missing key, price, file, function or permission."""
-    if isinstance(config, LiteLLMTeacher):
-        check_terms(config)
-    if isinstance(config, (LiteLLMTeacher, ReplayTeacher)):
-        build_teacher(config, task)
-    else:
-        task.function(config.function)
+    for member in members_of(config):
+        if isinstance(member, ModelTeacher):
+            check_terms(member)
+        if isinstance(member, ProgramTeacher):
+            task.function(member.function)
+        elif isinstance(member, VLLMTeacher):
+            require_chat_template(member.model, field="teacher.model")
+        else:
+            build_teacher(member, task)
 
 
-def key_of(row: dict[str, Any], config: AnyTeacher, task: Task) -> str:
-    """Digest of a row's request: the same prompt asked in the same way is the same request."""
-    if not isinstance(config, LiteLLMTeacher):
-        return request_key(row, config)
-    output = task.spec.output.model_dump(mode="json")
-    return request_key(row, config, output_digest=digest_of([output, task.schema]))
-
-
-def read_completions(
-    prompts: Sequence[dict[str, Any]], config: AnyTeacher, *, store: Store
-) -> list[dict[str, Any]]:
+def read_completions(prompts: Sequence[Row], config: AnyTeacher, *, store: Store) -> list[Row]:
     """Answers on disk for these prompts and this teacher, in the prompts' order."""
     if not store.names("completions"):
         return []
     # A model's file was made for exactly these prompts; a program's may hold answers to prompts
     # that changed since.
-    by_key = not isinstance(config, LiteLLMTeacher)
+    computed = config if isinstance(config, (ProgramTeacher, ReplayTeacher)) else None
     answered = {
-        row["request_key" if by_key else "example_id"]: row
+        row["request_key" if computed else "example_id"]: row
         for row in store.read_rows("completions")
         if not row["error"]
     }
@@ -83,7 +94,8 @@ def read_completions(
     latencies = {row["request_key"]: row["latency_s"] for row in timings}
     rows = []
     for prompt in prompts:
-        found = answered.get(request_key(prompt, config) if by_key else prompt["example_id"])
+        key = request_key(prompt, computed) if computed else prompt["example_id"]
+        found = answered.get(key)
         if found is not None:
             latency_s = latencies.get(found["request_key"], found["latency_s"])
             own = {name: prompt[name] for name in ("split", "example_id")}
@@ -91,28 +103,164 @@ def read_completions(
     return rows
 
 
-def cache_folder(config: LiteLLMTeacher, *, store: Store) -> Path:
-    """Where the answers of this model lie, for all runs below the same root."""
-    root = Path(config.cache).expanduser() if config.cache else Path(store.root).parent / "answers"
-    return root.absolute() / re.sub(r"[^A-Za-z0-9._-]+", "-", config.model)
-
-
 def generate(
     task: Task,
     config: AnyTeacher,
     *,
-    prompts: Sequence[dict[str, Any]],
+    prompts: Sequence[Row],
     store: Store,
+    jury: JuryConfig | None = None,
     on_progress: Progress | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Answer the prompts that have no answer yet; returns all answers, in the prompts' order.
 
-    An answer on disk is never asked for again. StageError, with the commonest error, when more
-    rows failed than the teacher's `max_failed_fraction` (0.05 of a program or a recording), or
-    when the budget ended first.
+    Where a prompt gets several answers, the `jury` chooses; all of them are in
+    `candidates.parquet`. An answer on disk is never asked for again. StageError, with the
+    commonest error, when more rows failed than the teacher's `max_failed_fraction` (0.05 of a
+    program or a recording), when one of several teachers answered nothing, or when the budget
+    ended first.
     """
-    if isinstance(config, LiteLLMTeacher):
-        return _ask_model(task, config, prompts=prompts, store=store, on_progress=on_progress)
+    if isinstance(config, (ProgramTeacher, ReplayTeacher)):
+        answers, errors = _computed(task, config, prompts, store=store, on_progress=on_progress)
+        _check_failures(len(prompts), len(answers), errors, config=config, task=task)
+        return answers
+    found = _Found()
+    for member, own in shares(prompts, config):
+        found.add(_collected(task, member, own, store=store, on_progress=on_progress))
+    answers = found.answers
+    if gives_candidates(config):
+        judged = choose(
+            task, jury or JuryConfig(), candidates=answers, store=store, on_progress=on_progress
+        )
+        store.write_table(CANDIDATES, rows_table(judged, CANDIDATE))
+        answers = [row for row in judged if row["chosen"]]
+    places = {row["example_id"]: place for place, row in enumerate(prompts)}
+    answers.sort(key=lambda row: places[row["example_id"]])
+    # Answers of other prompts, or of another teacher, are in the cache and not in this run.
+    store.remove("completions")
+    store.write_table(FAILED, rows_table(found.failed, _FAILED))
+    store.write_table(TIMINGS, rows_table(found.timings, _TIMINGS))
+    store.write_table(
+        ANSWERS, rows_table([{**row, "latency_s": None} for row in answers], COMPLETION)
+    )
+    payer = Path(store.root).name
+    keep_bill(store, "answers", bill(found.journal, keys=found.keys, payer=payer))
+    if found.stopped is not None:
+        raise found.stopped
+    errors = Counter(row["error"] for row in found.failed)
+    _check_failures(len(prompts), len(answers), errors, config=config, task=task)
+    return read_completions(prompts, config, store=store)
+
+
+@dataclass
+class _Found:
+    """What teachers said, and what there is to say about it.
+
+    What differs from run to run (how long it took, how often it was retried) stands apart, so
+    that the answers of an interrupted run are the same file as those of an undisturbed one.
+    """
+
+    answers: list[Row] = field(default_factory=list)
+    failed: list[Row] = field(default_factory=list)
+    timings: list[Row] = field(default_factory=list)
+    journal: list[Row] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+    stopped: StageError | None = None
+
+    def add(self, other: _Found) -> None:
+        """Take another teacher's in."""
+        self.answers += other.answers
+        self.failed += other.failed
+        self.timings += other.timings
+        self.journal += other.journal
+        self.keys |= other.keys
+        self.stopped = self.stopped or other.stopped
+
+
+def _collected(
+    task: Task,
+    config: OneTeacher,
+    prompts: Sequence[Row],
+    *,
+    store: Store,
+    on_progress: Progress | None,
+) -> _Found:
+    """All answers of one teacher: every sample of every prompt, in that order."""
+    name = teacher_name(config, task)
+    if isinstance(config, ModelTeacher):
+        found = _asked(task, config, prompts, store=store, on_progress=on_progress)
+    else:
+        # Each in a folder of its own: one teacher's files are not another's.
+        own = store / f"teachers/{digest_of(parameters(config))[:12]}"
+        answers, errors = _computed(task, config, prompts, store=own, on_progress=on_progress)
+        failed = [
+            {"teacher": name, "sample": 0, "failure": "refused", "error": error}
+            for error, count in errors.items()
+            for _ in range(count)
+        ]
+        found = _Found(answers=[{**row, "sample": 0} for row in answers], failed=failed)
+    if prompts and not found.answers and found.stopped is None:
+        raise StageError(
+            f"{name} answered none of {len(prompts)} prompts; the commonest error: "
+            f"{_commonest(Counter(row['error'] for row in found.failed))}. Mend it and run again, "
+            "or take the teacher out."
+        )
+    return found
+
+
+def _asked(
+    task: Task,
+    config: ModelTeacher,
+    prompts: Sequence[Row],
+    *,
+    store: Store,
+    on_progress: Progress | None,
+) -> _Found:
+    wanted = [
+        {**prompt, "request_key": key, "sample": sample}
+        for sample in range(config.samples)
+        for prompt, key in zip(
+            prompts, request_keys(prompts, config, task, sample=sample), strict=True
+        )
+    ]
+    asked = ("request_key", "example_id", "messages", "sample")
+    known: Known = ask(
+        [{name: row[name] for name in asked} for row in wanted],
+        config,
+        task,
+        store=store,
+        on_progress=on_progress,
+    )
+    found = _Found(keys={row["request_key"] for row in wanted}, journal=known.of_interest)
+    said = {"teacher": teacher_name(config, task), "temperature": config.temperature}
+    for row in wanted:
+        about = {
+            **said,
+            "example_id": row["example_id"],
+            "seed": None if config.seed is None else config.seed + row["sample"],
+        }
+        key = row["request_key"]
+        if key in known.answered:
+            found.answers.append({**row, **known.answered[key], **about})
+        elif key in known.failed:
+            found.failed.append({**row, **known.failed[key], **about})
+    # In the order of the requests, not of the journal's files.
+    of_requests = dict.fromkeys(row["request_key"] for row in wanted)
+    found.timings = [known.answered[key] for key in of_requests if key in known.answered]
+    if known.unasked:
+        found.stopped = budget_reached(config, known, total=len(of_requests))
+    return found
+
+
+def _computed(
+    task: Task,
+    config: ProgramTeacher | ReplayTeacher,
+    prompts: Sequence[Row],
+    *,
+    store: Store,
+    on_progress: Progress | None,
+) -> tuple[list[Row], Counter[str]]:
+    """Return the answers of a program or a recording, and the errors that stand in their place."""
     known = {row["request_key"] for row in read_completions(prompts, config, store=store)}
     map_to_parquet(
         [row for row in prompts if request_key(row, config) not in known],
@@ -123,189 +271,35 @@ def generate(
         on_progress=on_progress,
     )
     answers = read_completions(prompts, config, store=store)
-    errors = Counter(row["error"] for row in store.read_rows("completions") if row["error"])
-    _check_failures(len(prompts), len(answers), errors, config=config, task=task, allowed=0.05)
-    return answers
-
-
-def _ask_model(
-    task: Task,
-    config: LiteLLMTeacher,
-    *,
-    prompts: Sequence[dict[str, Any]],
-    store: Store,
-    on_progress: Progress | None,
-) -> list[dict[str, Any]]:
-    keys = [key_of(row, config, task) for row in prompts]
-    wanted = set(keys)
-    cache = cache_folder(config, store=store)
-    payer = Path(store.root).name
-    known = _Known.read(cache, wanted, payer=payer)
-    # The same request is sent once, however many prompts it stands for. Equal beginnings follow
-    # each other: providers charge less for a prefix that they have just seen.
-    missing = {
-        key: {"request_key": key, "example_id": row["example_id"], "messages": row["messages"]}
-        for key, row in zip(keys, prompts, strict=True)
-        if key not in known.answered
-    }
-    rows = sorted(missing.values(), key=lambda row: [m["content"] for m in row["messages"]])
-    stopped = 0
-    if rows:
-        stopped = _run(rows, task, config, cache, payer, known.spent_usd, on_progress)
-        known = _Known.read(cache, wanted, payer=payer)
-    _write(prompts, keys, known, task=task, config=config, store=store)
-    store.write_json("bill.json", bill(known.of_interest, keys=wanted, payer=payer))
-    if stopped:
-        raise StageError(
-            f"teacher.budget_usd {config.budget_usd:g} is reached: ${known.spent_usd:.4f} are "
-            "spent and the next request could pass it; "
-            f"{stopped} of {len(prompts)} prompts were not asked. "
-            "Raise the budget and run the same command again: what is answered is kept."
-        )
-    answers = read_completions(prompts, config, store=store)
-    errors = Counter(row["error"] for row in store.read_rows(FAILED))
-    _check_failures(
-        len(prompts), len(answers), errors,
-        config=config, task=task, allowed=config.max_failed_fraction,
-    )  # fmt: skip
-    return answers
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What the journal holds of a run."""
-
-    of_interest: list[dict[str, Any]]
-    """Lines that the run asked for or paid."""
-    answered: dict[str, dict[str, Any]]
-    """Its answers by request."""
-    failed: dict[str, dict[str, Any]]
-    """A failure of each request that has no answer."""
-    spent_usd: float
-    """What it has paid so far."""
-
-    @classmethod
-    def read(cls, cache: Path, wanted: set[str], *, payer: str) -> _Known:
-        """Read the journal once."""
-        rows = [
-            row
-            for row in read_journal(cache)
-            if row["request_key"] in wanted or row["payer"] == payer
-        ]
-        mine = [row for row in rows if row["request_key"] in wanted]
-        answered = {row["request_key"]: row for row in mine if not row["error"]}
-        failed = {row["request_key"]: row for row in mine if row["request_key"] not in answered}
-        spent_usd = sum(row["cost_usd"] for row in rows if row["payer"] == payer)
-        return cls(rows, answered, failed, spent_usd)
-
-
-def _run(
-    rows: list[dict[str, Any]],
-    task: Task,
-    config: LiteLLMTeacher,
-    cache: Path,
-    payer: str,
-    spent_usd: float,
-    on_progress: Progress | None,
-) -> int:
-    """Ask on Ray Data; returns how many rows the budget left unasked."""
-    import ray
-
-    from distill.teach.asking import Asked, AskingWorker
-    from distill.teach.shared import run_budget
-
-    budget = None
-    if config.budget_usd is not None:
-        _check_budget(rows[0], task, config, spent_usd=spent_usd)
-        budget = run_budget(config.budget_usd, spent_usd=spent_usd)
-    cores = int(ray.cluster_resources().get("CPU", 1))
-    actors = max(1, min(cores, -(-config.concurrency // CONCURRENCY_PER_ACTOR)))
-    blocks = min(MOST_BLOCKS, max(actors, -(-len(rows) // BLOCK_ROWS)))
-    dataset = ray.data.from_items(
-        [{"row": json.dumps(row)} for row in rows], override_num_blocks=blocks
-    ).map_batches(
-        AskingWorker,
-        fn_constructor_args=(Asked(str(task.folder), config, str(cache), payer, budget),),
-        batch_size=None,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(
-            size=actors,
-            max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ACTOR,
-            max_concurrent_calls_per_actor=BLOCKS_PER_ACTOR,
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=1,
-    )
-    return drain(dataset, total=len(rows), on_progress=on_progress)["stopped"]
-
-
-def _check_budget(
-    row: dict[str, Any], task: Task, config: LiteLLMTeacher, *, spent_usd: float
-) -> None:
-    from distill.teach.litellm import LiteLLMTeacherRunner
-
-    assert config.budget_usd is not None
-    most_usd = LiteLLMTeacherRunner(config, task, name="").most_usd(row)
-    if spent_usd + most_usd > config.budget_usd:
-        raise ConfigError(
-            f"teacher.budget_usd {config.budget_usd:g} does not pay for one more request: "
-            f"${spent_usd:.4f} are spent and one can cost ${most_usd:.4f}. Raise it, or lower "
-            "teacher.max_tokens."
-        )
-
-
-def _write(
-    prompts: Sequence[dict[str, Any]],
-    keys: list[str],
-    known: _Known,
-    *,
-    task: Task,
-    config: LiteLLMTeacher,
-    store: Store,
-) -> None:
-    """Write the run's files from the journal: answers in the prompts' order, failures, timings.
-
-    What differs from run to run (how long it took, how often it was retried) stands apart, so
-    that the answers of an interrupted run are the same file as those of an undisturbed one.
-    """
-    name = teacher_name(config, task)
-    rows, failed = [], []
-    for key, prompt in zip(keys, prompts, strict=True):
-        found = known.answered.get(key)
-        if found is not None:
-            rows.append({**prompt, **found, "example_id": prompt["example_id"], "teacher": name})
-        elif key in known.failed:
-            failed.append({**known.failed[key], "example_id": prompt["example_id"]})
-    timings = [{name: row[name] for name in _TIMINGS.names} for row in known.answered.values()]
-    # Answers of other prompts, or of another teacher, are in the cache and not in this run.
-    store.remove("completions")
-    store.write_table(FAILED, rows_table(failed, _FAILED))
-    store.write_table(TIMINGS, rows_table(timings, _TIMINGS))
-    store.write_table(ANSWERS, rows_table([{**r, "latency_s": None} for r in rows], COMPLETION))
+    return answers, Counter(r["error"] for r in store.read_rows("completions") if r["error"])
 
 
 def _check_failures(
-    asked: int, answered: int, errors: Counter[str], *, config: AnyTeacher, task: Task,
-    allowed: float,
-) -> None:  # fmt: skip
+    asked: int, answered: int, errors: Counter[str], *, config: AnyTeacher, task: Task
+) -> None:
+    models = [member for member in members_of(config) if isinstance(member, ModelTeacher)]
+    allowed = max((member.max_failed_fraction for member in models), default=MOST_FAILED)
     failed = asked - answered
     if failed > allowed * asked:
-        commonest = errors.most_common(1)[0][0] if errors else "none recorded"
         raise StageError(
             f"{failed} of {asked} prompts have no answer from "
-            f"{teacher_name(config, task)}; the commonest error: {commonest}. "
+            f"{teacher_name(config, task)}; the commonest error: {_commonest(errors)}. "
             "What was answered is kept; a rerun asks for the rest."
         )
 
 
+def _commonest(errors: Counter[str]) -> str:
+    return errors.most_common(1)[0][0] if errors else "none recorded"
+
+
 def _worker(
-    folder: str, config: AnyTeacher
-) -> Callable[[], Callable[[list[dict[str, Any]]], list[dict[str, Any]]]]:
-    def make() -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    folder: str, config: ProgramTeacher | ReplayTeacher
+) -> Callable[[], Callable[[list[Row]], list[Row]]]:
+    def make() -> Callable[[list[Row]], list[Row]]:
         task = load_task(Path(folder))
         teacher = build_teacher(config, task)
 
-        def answer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        def answer(rows: list[Row]) -> list[Row]:
             return [
                 {
                     **row,

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from cluster.storage import digest_of
-from distill.config import LiteLLMTeacher, ProgramTeacher, ReplayTeacher
 from distill.tasks.task import Task
-
-AnyTeacher = ProgramTeacher | LiteLLMTeacher | ReplayTeacher
+from distill.teach.config import (
+    AnyTeacher,
+    LiteLLMTeacher,
+    OneTeacher,
+    ProgramTeacher,
+    ReplayTeacher,
+    SeveralTeachers,
+    VLLMTeacher,
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,8 @@ class Answer:
     """One answer, or the error that stands in its place."""
 
     completion: str = ""
+    rationale: str = ""
+    """Reasoning that came before the answer, where it was asked for."""
     error: str = ""
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -58,6 +66,21 @@ class Answer:
         )
 
 
+def journal_row(row: dict[str, Any], answer: Answer, *, teacher: str, payer: str) -> dict[str, Any]:
+    """Return the journal's line of an answer to a request.
+
+    `payer` is the run that pays for it; a row that is no request for an answer has its `stage`.
+    """
+    return {
+        "request_key": row["request_key"],
+        "example_id": row["example_id"],
+        "teacher": teacher,
+        "payer": payer,
+        "stage": row.get("stage", "answers"),
+        **asdict(answer),
+    }
+
+
 class Teacher(Protocol):
     """Whoever answers: a program, a model behind an API, a recording."""
 
@@ -73,10 +96,13 @@ class Teacher(Protocol):
 
 def teacher_name(config: AnyTeacher, task: Task) -> str:
     """Name of a teacher as records show it."""
+    if isinstance(config, SeveralTeachers):
+        names = ", ".join(teacher_name(member, task) for member in config.members)
+        return f"{config.combine.replace('_', '-')}({names})"
     if isinstance(config, ProgramTeacher):
         return f"program:{task.name}/{config.function}"
-    if isinstance(config, LiteLLMTeacher):
-        return f"litellm:{config.model}"
+    if isinstance(config, (LiteLLMTeacher, VLLMTeacher)):
+        return f"{config.kind}:{config.model}"
     return f"replay:{config.file}"
 
 
@@ -84,22 +110,38 @@ def teacher_name(config: AnyTeacher, task: Task) -> str:
 NEUTRAL = {
     "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s", "max_retries", "price",
     "api_key_env", "budget_usd", "accept_teacher_terms", "max_failed_fraction", "cache",
+    "replicas", "batch_size",
 }  # fmt: skip
 
 
-def request_key(row: dict[str, Any], config: AnyTeacher, *, output_digest: str = "") -> str:
+def parameters(config: AnyTeacher) -> dict[str, Any]:
+    """The settings of a teacher that can change an answer."""
+    found = config.model_dump(mode="json", exclude=NEUTRAL)
+    if isinstance(config, SeveralTeachers):
+        found["members"] = [parameters(member) for member in config.members]
+    return found
+
+
+def request_key(
+    row: dict[str, Any], config: OneTeacher, *, output_digest: str = "", sample: int = 0
+) -> str:
     """Digest of everything that can change an answer: prompt, teacher and its parameters.
 
     `output_digest` stands for the form that is asked for: a model is shown the schema, and an
-    answer that does not fit is repaired. A program's answer depends on the variables, a model's
-    on the messages alone.
+    answer that does not fit is repaired. `sample` tells several answers of one model apart.
     """
-    parameters = config.model_dump(exclude=NEUTRAL)
-    asked = [row["messages"], row["variables"], parameters]
-    return digest_of([*asked, output_digest] if output_digest else asked)
+    asked_with = parameters(config)
+    # How many samples are taken changes none of them.
+    asked_with.pop("samples", None)
+    if not asked_with.get("reasoning"):
+        asked_with.pop("reasoning", None)
+    asked = [row["messages"], row["variables"], asked_with]
+    if output_digest:
+        asked.append(output_digest)
+    return digest_of([*asked, sample] if sample else asked)
 
 
-def build_teacher(config: AnyTeacher, task: Task) -> Teacher:
+def build_teacher(config: ProgramTeacher | LiteLLMTeacher | ReplayTeacher, task: Task) -> Teacher:
     """Make the teacher, in the worker that asks it."""
     name = teacher_name(config, task)
     if isinstance(config, ProgramTeacher):

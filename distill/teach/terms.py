@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.config import read_toml
 from cluster.errors import ConfigError
-from distill.config import LiteLLMTeacher
+from distill.teach.config import ModelTeacher
 
 
 def terms_of(model: str) -> dict[str, Any] | None:
@@ -20,7 +20,7 @@ def terms_of(model: str) -> dict[str, Any] | None:
     return None
 
 
-def check_terms(config: LiteLLMTeacher) -> None:
+def check_terms(config: ModelTeacher) -> None:
     """ConfigError for a teacher whose terms restrict training, unless the run accepts them."""
     terms = terms_of(config.model)
     if terms is None or not terms["restricted"] or config.accept_teacher_terms:
@@ -33,7 +33,7 @@ def check_terms(config: LiteLLMTeacher) -> None:
     )
 
 
-def describe_terms(config: LiteLLMTeacher) -> str:
+def describe_terms(config: ModelTeacher) -> str:
     """Return one sentence for the manifest: what the table said, of when, and what was accepted."""
     terms = terms_of(config.model)
     if terms is None:

@@ -34,8 +34,8 @@ def ours(url: str, count: int, concurrency: int, folder: Path) -> None:
     from cluster.config import ClusterConfig
     from cluster.session import ray_session
     from cluster.storage import Store
-    from distill.config import LiteLLMTeacher, Price
     from distill.tasks.task import load_task
+    from distill.teach.config import LiteLLMTeacher, Price
     from distill.teach.stage import generate
 
     free = Price(input_usd_per_mtok=1.0, output_usd_per_mtok=1.0)

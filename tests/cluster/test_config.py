@@ -81,5 +81,13 @@ def test_a_flag_without_its_value_is_an_error():
         parse_overrides(["--a.b"])
 
 
+def test_a_table_of_another_kind_replaces_the_whole_table():
+    base = {"teacher": {"kind": "replay", "file": "a.jsonl"}}
+    over = {"teacher": {"kind": "litellm", "model": "m"}}
+    assert merge(base, over) == over
+    assert merge(base, {"teacher": {"kind": "replay", "file": "b"}})["teacher"]["file"] == "b"
+    assert merge(over, {"teacher": {"concurrency": 4}})["teacher"]["model"] == "m"
+
+
 def test_merge_keeps_what_the_later_file_does_not_name():
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}) == {"a": {"b": 1, "c": 3}}

@@ -10,8 +10,8 @@ import pytest
 
 from cluster.errors import ConfigError
 from cluster.prices import api_price
-from distill.config import LiteLLMTeacher, Price, ProgramTeacher, ReplayTeacher
 from distill.cost import break_even_months, self_hosted_cost, teacher_cost, teacher_price
+from distill.teach.config import LiteLLMTeacher, Price, ProgramTeacher, ReplayTeacher
 
 PRICE = Price(input_usd_per_mtok=3.0, output_usd_per_mtok=15.0)
 

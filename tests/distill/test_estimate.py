@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.prices import TokenPrice
-from distill.config import LiteLLMTeacher
+from distill.teach.config import LiteLLMTeacher
 from distill.teach.estimate import estimate
 
 PRICE = TokenPrice(2.0, 10.0, "test")

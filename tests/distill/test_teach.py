@@ -7,9 +7,9 @@ import pytest
 from openai_server import openai_server
 
 from cluster.errors import ConfigError, DataError, PrerequisiteError
-from distill.config import LiteLLMTeacher, Price, ProgramTeacher, ReplayTeacher
 from distill.prompts.split import build_rows
 from distill.tasks.task import load_task
+from distill.teach.config import LiteLLMTeacher, Price, ProgramTeacher, ReplayTeacher
 from distill.teach.stage import check_teacher
 from distill.teach.teacher import build_teacher, request_key
 from distill.teach.terms import terms_of

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,18 +13,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from loopback import free_port
 from openai_server import openai_server
 
 from distill.teach.journal import read_journal
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def command(tmp_path: Path, url: str, *flags: str) -> list[str]:
@@ -114,7 +108,8 @@ def test_a_server_that_refuses_ends_with_its_own_words_and_keeps_the_rest(tmp_pa
     run = next((tmp_path / "runs").glob("smoke-*"))
     failed = pq.read_table(run / "failed.parquet").to_pylist()
     assert [row["failure"] for row in failed] == ["refused"] * 32
-    bill = json.loads((run / "bill.json").read_text())["models"]["litellm:openai/local"]
+    stages = json.loads((run / "bill.json").read_text())["stages"]
+    bill = stages["answers"]["models"]["litellm:openai/local"]
     assert (bill["answered"], bill["failed"]) == (40, {"refused": 32})
 
 

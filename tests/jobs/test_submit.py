@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,18 +14,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from loopback import free_port
 
 from cluster.errors import ConfigError
 from jobs.config import load_run_config
 from jobs.submit import _paths, is_loopback
 
 ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_relative_paths_are_refused_for_a_cluster_elsewhere():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import loopback
 import pytest
 
 from cluster.models import model_digest
@@ -21,17 +21,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 
-def unused_port() -> int:
-    """Return a TCP port of the loopback interface that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """Function that returns an unused port."""
-    return unused_port
+    return loopback.free_port
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,7 @@ def ray_runtime() -> Iterator[RayRuntime]:
 
     # Ray's sockets lie below this folder and a socket's path has at most 107 characters.
     folder = tempfile.mkdtemp(prefix="ds-", dir="/tmp")
-    port = unused_port()
+    port = loopback.free_port()
     ray.init(
         address="local",
         num_cpus=8,

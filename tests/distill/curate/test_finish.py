@@ -39,6 +39,7 @@ def answered(train=40, validation=4, test=4):
             "completion_tokens": 0,
             "latency_s": 0.0,
             "cost_usd": 0.0,
+            **dict.fromkeys(("sample", "temperature", "seed", "rationale")),
         }
         for row, split in zip(rows, splits, strict=True)
     ]
@@ -237,3 +238,19 @@ def test_a_scatter_draws_what_it_is_given():
     assert "hollow" in drawn
     assert "&lt;2&gt;" in drawn
     assert scatter(points[:0], np.array([]), [], names=[], axes=("x", "y"), title="t") == ""
+
+
+def test_reasoning_makes_records_of_label_rationale_and_response(tmp_path):
+    rows = answered(train=3, validation=1, test=1)
+    for row in rows[:2]:
+        row["rationale"] = "Equal amounts, two days apart."
+        row["reference"] = row["completion"]
+    rows[1]["reference"] = json.dumps({"classification": "another"})
+    store = Store(tmp_path)
+    run(store, CurateConfig(), rows)
+    records = store.read_rows("multitask/train.parquet")
+    assert [bool(record["rationale"]) for record in records] == [True, False, False]
+    assert store.read_json("rationales.json")["train"]["kept"] == 1
+    for record, row in zip(records, rows, strict=False):
+        assert record["response"] == row["completion"]
+        assert record["label"] == json.loads(row["completion"])["classification"]

@@ -11,11 +11,12 @@ import pytest
 
 from cluster.errors import DataError
 from cluster.storage import Store
-from distill.config import EvaluateConfig, Price, ProgramTeacher, ReplayTeacher
+from distill.config import EvaluateConfig
 from distill.evaluate.report import write_report
 from distill.evaluate.scoring import Scored
 from distill.evaluate.stage import evaluate
 from distill.gate import run_gates, write_gates
+from distill.teach.config import Price, ProgramTeacher, ReplayTeacher
 
 LABELS = ["positive", "negative"]
 CONFIG = EvaluateConfig(concurrency=2, bootstrap_samples=200, self_hosted_usd_per_hour=0.36)

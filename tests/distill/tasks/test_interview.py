@@ -9,7 +9,7 @@ import pytest
 
 from cluster.errors import DataError
 from cluster.storage import Store
-from distill.config import JudgeParse, JudgeVerify, PromptsConfig, ReplayTeacher
+from distill.config import JudgeParse, JudgeVerify, PromptsConfig
 from distill.judge.judges import ParseJudge, VerifyJudge
 from distill.prompts.grid import grid_prompts, grid_size
 from distill.prompts.split import build_rows
@@ -18,6 +18,7 @@ from distill.tasks.interview.question import FormError, read_question, read_sign
 from distill.tasks.interview.verify import verify
 from distill.tasks.sandbox import Limits, check_calls
 from distill.tasks.task import load_task
+from distill.teach.config import ReplayTeacher
 from distill.teach.replay import ReplayTeacherRunner
 from jobs.config import load_run_config
 
