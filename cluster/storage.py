@@ -11,6 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,34 @@ class Store:
         with self._beside(path) as temporary:
             pq.write_table(table, temporary, filesystem=self.fs)
 
+    @contextmanager
+    def table_writer(self, path: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+        """Write one Parquet file batch by batch; it appears when the block ends without error."""
+        with (
+            self._beside(path) as temporary,
+            pq.ParquetWriter(temporary, schema, filesystem=self.fs) as writer,
+        ):
+            yield writer
+
+    def iter_batches(
+        self, path: str, *, columns: list[str] | None = None, batch_size: int = 4096
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield a Parquet file, or all of a folder in name order, never held in memory whole."""
+        for file in self._parquet_files(path):
+            with self.fs.open_input_file(self.path(file)) as stream:
+                yield from pq.ParquetFile(stream).iter_batches(batch_size, columns=columns)
+
+    def num_rows(self, path: str) -> int:
+        """Rows of a Parquet file, from its footer."""
+        with self.fs.open_input_file(self.path(path)) as stream:
+            return int(pq.ParquetFile(stream).metadata.num_rows)
+
     def read_table(self, path: str) -> pa.Table:
         """Read one Parquet file, or all `*.parquet` files of a folder in name order."""
-        if path.endswith(".parquet"):
-            return pq.read_table(self.path(path), filesystem=self.fs)
-        names = [name for name in self.names(path) if name.endswith(".parquet")]
-        if not names:
+        files = self._parquet_files(path)
+        if not files:
             raise DataError(f"{self.path(path)} holds no Parquet file yet; run its stage first.")
-        tables = [pq.read_table(self.path(f"{path}/{n}"), filesystem=self.fs) for n in names]
+        tables = [pq.read_table(self.path(file), filesystem=self.fs) for file in files]
         return pa.concat_tables(tables, promote_options="default")
 
     def read_rows(self, path: str) -> list[dict[str, Any]]:
@@ -121,6 +142,11 @@ class Store:
             beside.rename(target)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+    def _parquet_files(self, path: str) -> list[str]:
+        if path.endswith(".parquet"):
+            return [path]
+        return [f"{path}/{name}" for name in self.names(path) if name.endswith(".parquet")]
 
     def _beside(self, path: str) -> _Beside:
         return _Beside(self, path)

@@ -12,14 +12,26 @@ import traceback
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from cluster.storage import Store, rows_table
 
+AS_TEXT = "row"
+"""Column of rows as JSON text."""
 Progress = Callable[[int, int], None]
 """Called with (rows done, rows in all)."""
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """Rows that lie in files and are read where they are worked on."""
+
+    paths: tuple[str, ...]
+    filesystem: Any
+    num_rows: int
 
 
 class _BatchWriter:
@@ -30,12 +42,15 @@ class _BatchWriter:
         self._store = Store(store_uri)
         self._schema = schema
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        rows = [json.loads(text) for text in batch["row"]]
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        rows = batch.to_pylist()
+        if batch.column_names == [AS_TEXT]:
+            rows = [json.loads(row[AS_TEXT]) for row in rows]
         try:
             done = self._work(rows)
-            part = f"part-{uuid.uuid4().hex}.parquet"
-            self._store.write_table(part, rows_table(done, self._schema))
+            if done:
+                part = f"part-{uuid.uuid4().hex}.parquet"
+                self._store.write_table(part, rows_table(done, self._schema))
         except Exception as error:
             traceback.print_exc()
             return {"done": [0], "error": [pickle.dumps(error)]}
@@ -43,7 +58,7 @@ class _BatchWriter:
 
 
 def map_to_parquet(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]] | ParquetFiles,
     *,
     make_worker: Callable[[], Callable[[list[dict[str, Any]]], list[dict[str, Any]]]],
     store: Store,
@@ -57,20 +72,25 @@ def map_to_parquet(
     `make_worker` is called once in each actor and returns a function from rows to result rows.
     What that function raises is raised here, as it was; the parts that were written stay.
     """
-    if not rows:
+    total = rows.num_rows if isinstance(rows, ParquetFiles) else len(rows)
+    if not total:
         return
     import ray
 
-    # As JSON text a row comes out as it went in; nested columns would come back as numpy arrays.
-    dataset = ray.data.from_items([{"row": json.dumps(row)} for row in rows]).map_batches(
+    if isinstance(rows, ParquetFiles):
+        dataset = ray.data.read_parquet(list(rows.paths), filesystem=rows.filesystem)
+    else:
+        # As JSON text rows of unlike shapes come out as they went in.
+        dataset = ray.data.from_items([{AS_TEXT: json.dumps(row)} for row in rows])
+    written = dataset.map_batches(
         _BatchWriter,
         fn_constructor_args=(make_worker, store.uri, schema),
-        batch_size=min(batch_size, max(1, -(-len(rows) // actors))),
-        batch_format="numpy",
+        batch_size=min(batch_size, max(1, -(-total // actors))),
+        batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
     )
-    drain(dataset, total=len(rows), on_progress=on_progress)
+    drain(written, total=total, on_progress=on_progress)
 
 
 def drain(dataset: Any, *, total: int, on_progress: Progress | None) -> dict[str, int]:

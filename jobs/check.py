@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cluster.config import read_toml
 from cluster.errors import DistilleryError
+from distill.prompts.grid import grid_size
 from distill.prompts.source import read_jsonl, read_prompts
 from distill.tasks.checklist import PromptSample
 from distill.tasks.checkup import Checkup, check_up
@@ -51,13 +52,15 @@ def read_sample(task: Task) -> PromptSample:
     """
     answers = _recorded_answers(task)
     try:
-        sizes = {"train": LOOKED_AT}
-        prompts = read_prompts(task, sizes=sizes, seed=0, skip_bad=False)
+        source = task.spec.prompts
+        size = grid_size(task) if source.grid else None
+        sizes = {"train": LOOKED_AT if size is None else min(LOOKED_AT, size)}
+        prompts = list(read_prompts(task, sizes=sizes, seed=0, skip_bad=False))
     # A generator is the user's own code: whatever it raises is what there is to report.
     except Exception as error:
         name = "" if isinstance(error, DistilleryError) else f"{type(error).__name__}: "
         return PromptSample(problem=f"{name}{error}", answers=answers)
-    total = None if task.spec.prompts.generator else len(prompts)
+    total = None if source.generator else size or len(prompts)
     return PromptSample(prompts=_evenly(prompts), total=total, answers=answers)
 
 

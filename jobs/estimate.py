@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from cluster.prices import TokenPrice, api_price
-from distill.prompts.stage import split_prompts
+from cluster.storage import Store
+from distill.prompts.config import FromTask
+from distill.prompts.stage import make_prompts
 from distill.teach.ask import cache_folder, request_keys
 from distill.teach.config import LiteLLMTeacher, members_of
 from distill.teach.estimate import Estimate, estimate
@@ -54,8 +57,10 @@ def estimate_run(run: Run) -> list[tuple[str, Estimate | None]]:
     teacher = run.config.teacher
     if not any(isinstance(member, LiteLLMTeacher) for member in members_of(teacher)):
         return [(teacher_name(teacher, run.task), None)]
-    split = split_prompts(run.task, prompts)
-    rows = [row for members in split.rows.values() for row in members]
+    # Those of the task: what a model has yet to write cannot be counted.
+    own = prompts.model_copy(update={"make": FromTask()})
+    with tempfile.TemporaryDirectory(prefix="distillery-estimate-") as folder:
+        rows = make_prompts(run.task, own, store=Store(folder)).all_rows()
     return [
         (
             teacher_name(member, run.task),

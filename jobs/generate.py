@@ -21,16 +21,15 @@ def work(run: Run, progress: StepProgress) -> StageResult:
         check_jury(run.config.jury.judges, run.task)
     check_writer(run.config.prompts, teacher, run.task)
     writer = writer_of(run.config.prompts, teacher)
-    split = make_prompts(
+    prompts = make_prompts(
         run.task,
         run.config.prompts,
         store=run.store,
         ask=write_with(writer, run.task, store=run.store) if writer else None,
-        on_progress=lambda done, total: progress.update(done, total, f"{done}/{total} written"),
+        on_progress=lambda done, total: progress.update(done, total, f"{done}/{total} prompts"),
     )
-    for note in split.notes:
+    for note in prompts.notes:
         run.display.say(f"  {note}")
-    prompts = [row for rows in split.rows.values() for row in rows]
     name = teacher_name(teacher, run.task)
     answers = generate(
         run.task,
@@ -40,13 +39,12 @@ def work(run: Run, progress: StepProgress) -> StageResult:
         jury=run.config.jury,
         on_progress=lambda done, total: progress.update(done, total, f"{done}/{total} from {name}"),
     )
-    cost_usd = sum(row["cost_usd"] for row in answers)
-    sizes = ", ".join(f"{len(split.rows[s])} {s}" for s in ("train", "validation", "test"))
+    sizes = ", ".join(f"{prompts.sizes[s]} {s}" for s in ("train", "validation", "test"))
     return StageResult(
-        rows_in=len(prompts),
-        rows_out=len(answers),
-        note=f"{len(answers)} answers from {name} ({sizes}), ${cost_usd:.2f}",
-        figures={"cost_usd": cost_usd, "conflicts_left_out": split.conflicts},
+        rows_in=prompts.total,
+        rows_out=answers.answered,
+        note=f"{answers.answered} answers from {name} ({sizes}), ${answers.cost_usd:.2f}",
+        figures={"cost_usd": answers.cost_usd, "conflicts_left_out": prompts.conflicts},
     )
 
 

@@ -1,13 +1,20 @@
-"""Split prompts into train, validation and test so that nothing held out was ever trained on."""
+"""Split prompts into train, validation and test so that nothing held out was ever trained on.
+
+What deciding about a prompt needs is a few dozen bytes (`Index`), so that a million prompts are
+split with their texts on disk.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from cluster.errors import DataError
 from cluster.storage import canonical_json, digest_of
@@ -16,27 +23,24 @@ from distill.tasks.task import Task
 
 RESERVED = ("id", "split", "reference")
 SPLITS = ("test", "validation", "train")
+"""In the order in which prompts are assigned; a split's number is its place here."""
+NONE = -1
+"""Instead of a split's number: no split."""
+TRAIN = SPLITS.index("train")
+
+Row = dict[str, Any]
 
 
-@dataclass
-class Split:
-    """Prompt rows by split, and what was left out on the way."""
-
-    rows: dict[str, list[dict[str, Any]]]
-    duplicates: int = 0
-    conflicts: int = 0
-    notes: list[str] = field(default_factory=list)
-
-
-def build_rows(task: Task, prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Render each prompt and give it its `example_id`; a repeated prompt keeps its first place."""
-    rows: dict[str, dict[str, Any]] = {}
-    known_ids: set[str] = set()
+def render(task: Task, prompts: Iterable[Row]) -> Iterator[Row]:
+    """Render each prompt and give it its `example_id`; raises DataError that names the prompt."""
+    known_ids: set[int] = set()
     for number, prompt in enumerate(prompts, start=1):
         prompt_id = str(prompt.get("id", ""))
-        if prompt_id and prompt_id in known_ids:
+        # Of the id its 64-bit hash: a million of them are 60 MB less.
+        if prompt_id and hash(prompt_id) in known_ids:
             raise DataError(f"prompt {number}: id {prompt_id!r} stands twice; ids must be unique.")
-        known_ids.add(prompt_id)
+        if prompt_id:
+            known_ids.add(hash(prompt_id))
         variables = {k: v for k, v in prompt.items() if k not in RESERVED}
         messages = task.messages(variables)
         reference = prompt.get("reference")
@@ -46,9 +50,8 @@ def build_rows(task: Task, prompts: Sequence[dict[str, Any]]) -> list[dict[str, 
         if split and split not in SPLITS:
             raise DataError(f"prompt {number}: split {split!r} must be one of {', '.join(SPLITS)}.")
         stratum = _at(variables, task.spec.prompts.stratum) if task.spec.prompts.stratum else ""
-        identity = example_id(messages)
-        row = {
-            "example_id": identity,
+        yield {
+            "example_id": example_id(messages),
             "split": split,
             "prompt_id": prompt_id,
             "messages": messages,
@@ -56,92 +59,202 @@ def build_rows(task: Task, prompts: Sequence[dict[str, Any]]) -> list[dict[str, 
             "reference": canonical_json(reference) if reference is not None else "",
             "stratum": str(stratum or ""),
         }
-        rows.setdefault(identity, row)
+
+
+def build_rows(task: Task, prompts: Iterable[Row]) -> list[Row]:
+    """Render prompts; a repeated one keeps its first place."""
+    rows: dict[str, Row] = {}
+    for row in render(task, prompts):
+        rows.setdefault(row["example_id"], row)
     return list(rows.values())
 
 
-def split_rows(
-    rows: Sequence[dict[str, Any]], *, sizes: dict[str, int], disjoint: list[list[str]], seed: int
-) -> Split:
+class Index:
+    """What deciding about rows needs, in the order in which they were added."""
+
+    def __init__(self, disjoint: Sequence[Sequence[str]]):
+        """`disjoint`: combinations of variables that no two splits may share."""
+        self.disjoint = [list(combination) for combination in disjoint]
+        self._ids = array("Q")
+        self._splits = array("b")
+        self._strata = array("i")
+        self._names: dict[str, int] = {}
+        self._keys = [array("Q") for _ in disjoint]
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], disjoint: Sequence[Sequence[str]]) -> Index:
+        """Index all rows."""
+        index = cls(disjoint)
+        for row in rows:
+            index.add(row)
+        return index
+
+    def add(self, row: Row) -> None:
+        """Add one row as `render` makes it."""
+        self._ids.append(int(row["example_id"], 16))
+        self._splits.append(SPLITS.index(row["split"]) if row["split"] else NONE)
+        self._strata.append(self._names.setdefault(row["stratum"], len(self._names)))
+        variables = json.loads(row["variables"]) if self.disjoint else {}
+        for keys, combination in zip(self._keys, self.disjoint, strict=True):
+            values = [_at(variables, path) for path in combination]
+            # The same vendor, amount and date on the other side of a pair is the same combination,
+            # so the key holds the values and not the names they stand under. 0: it has none.
+            whole = all(value is not None for value in values)
+            keys.append(int(digest_of(values)[:16], 16) if whole else 0)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """`example_id` of each row, uint64 [N]: it has 16 hex digits."""
+        return np.frombuffer(self._ids, np.uint64)
+
+    @property
+    def given(self) -> np.ndarray:
+        """Number of the split that a row names, or NONE, int8 [N]."""
+        return np.frombuffer(self._splits, np.int8)
+
+    @property
+    def strata(self) -> np.ndarray:
+        """Number of the stratum, int32 [N]; `names` has them in order."""
+        return np.frombuffer(self._strata, np.int32)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the strata."""
+        return list(self._names)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """What no two splits may share, uint64 [N, 1 + combinations]: the id, and each key or 0."""
+        columns = [self.ids, *(np.frombuffer(keys, np.uint64) for keys in self._keys)]
+        return np.stack(columns, axis=1)
+
+
+@dataclass
+class Assignment:
+    """Which row goes where, and what was left out on the way."""
+
+    splits: np.ndarray
+    """Number of the row's split, or NONE, int8 [N]."""
+    duplicates: int = 0
+    conflicts: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Split:
+    """Prompt rows by split, and what was left out on the way."""
+
+    rows: dict[str, list[Row]]
+    duplicates: int = 0
+    conflicts: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def assign(index: Index, *, sizes: dict[str, int], seed: int) -> Assignment:
     """Assign rows to splits: test first, then validation, then train, each stratified.
 
-    A row that shares a disjoint combination with an earlier split is left out (`conflicts`). A
-    row that names its split keeps it. With too few rows test and validation shrink to a fifth
-    and a tenth of what there is.
+    A repeated row counts once. A row that shares a disjoint combination with an earlier split is
+    left out (`conflicts`). A row that names its split keeps it. With too few rows test and
+    validation shrink to a fifth and a tenth of what there is. DataError when a split ends empty.
     """
-    result = Split({name: [] for name in SPLITS})
+    splits = np.full(len(index), NONE, np.int8)
+    first = np.zeros(len(index), bool)
+    first[np.unique(index.ids, return_index=True)[1]] = True
+    total = int(first.sum())
+    result = Assignment(splits, duplicates=len(index) - total)
     wanted = dict(sizes)
-    total = len(rows)
     if total < sum(sizes.values()):
-        wanted = {
-            "test": min(sizes["test"], max(1, total // 5)),
-            "validation": min(sizes["validation"], max(1, total // 10)),
-        }
-        wanted["train"] = min(sizes["train"], total - wanted["test"] - wanted["validation"])
+        wanted = _shrunk(sizes, total)
         shown = ", ".join(f"{name} {wanted[name]}" for name in reversed(SPLITS))
         result.notes.append(f"{total} prompts are fewer than asked for: {shown}")
-    taken: dict[str, str] = {}
-    free = _interleaved([row for row in rows if not row["split"]], seed=seed)
-    for name in SPLITS:
-        own = [row for row in rows if row["split"] == name]
-        later: list[dict[str, Any]] = []
-        for row in own + free:
-            if len(result.rows[name]) >= wanted[name]:
-                later.append(row)
-            elif not _take(result, {**row, "split": name}, name, taken=taken, disjoint=disjoint):
-                result.conflicts += 1
-        free = [row for row in later if not row["split"]]
-    for name in SPLITS:
-        if not result.rows[name]:
+    keys = index.keys
+    free = _interleaved(index, np.flatnonzero(first & (index.given == NONE)), seed=seed)
+    held_out: set[int] = set()
+    for number, name in enumerate(SPLITS):
+        own = np.flatnonzero(first & (index.given == number))
+        offered = np.concatenate([own, free])
+        if number == TRAIN:
+            taken, passed = _take_all(offered, keys, held_out, wanted[name])
+        else:
+            taken, passed = _take(offered, keys, held_out, wanted[name])
+            held_out.update(int(key) for key in keys[taken].ravel() if key)
+        splits[taken] = number
+        result.conflicts += passed - len(taken)
+        # What was offered from among the free ones is gone, taken or not.
+        free = free[max(0, passed - len(own)) :]
+    for number, name in enumerate(SPLITS):
+        if not (splits == number).any():
             raise DataError(
-                f"no prompt is left for the {name} split: {total} prompts, "
-                f"{result.conflicts} left out because they share {disjoint} with another split."
+                f"no prompt is left for the {name} split: {total} prompts, {result.conflicts} left "
+                f"out because they share {index.disjoint} with another split."
             )
     return result
 
 
-def contamination(
-    splits: dict[str, list[dict[str, Any]]], *, disjoint: list[list[str]]
-) -> dict[str, Any]:
+def split_rows(
+    rows: Sequence[Row], *, sizes: dict[str, int], disjoint: list[list[str]], seed: int
+) -> Split:
+    """Split rows in memory by `assign`, each split in the rows' order."""
+    found = assign(Index.of(rows, disjoint), sizes=sizes, seed=seed)
+    by_split: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    for row, number in zip(rows, found.splits, strict=True):
+        if number != NONE:
+            by_split[SPLITS[number]].append({**row, "split": SPLITS[number]})
+    return Split(by_split, found.duplicates, found.conflicts, found.notes)
+
+
+def contamination(index: Index, splits: np.ndarray) -> dict[str, Any]:
     """Count what two splits share: ids, and each disjoint combination. All must be zero."""
     keys = {
-        name: {key for row in rows for key in _keys(row, disjoint)} for name, rows in splits.items()
+        name: np.unique(index.keys[splits == number].ravel()) for number, name in enumerate(SPLITS)
     }
+    keys = {name: found[found != 0] for name, found in keys.items()}
     pairs = [(a, b) for i, a in enumerate(SPLITS) for b in SPLITS[i + 1 :]]
-    shared = {f"{a}/{b}": len(keys[a] & keys[b]) for a, b in pairs}
+    shared = {f"{a}/{b}": len(np.intersect1d(keys[a], keys[b])) for a, b in pairs}
     return {
-        "combinations": ["the whole prompt", *(" + ".join(c) for c in disjoint)],
+        "combinations": ["the whole prompt", *(" + ".join(c) for c in index.disjoint)],
         "keys_per_split": {name: len(found) for name, found in keys.items()},
         "shared": shared,
         "clean": not any(shared.values()),
     }
 
 
+def _shrunk(sizes: dict[str, int], total: int) -> dict[str, int]:
+    wanted = {
+        "test": min(sizes["test"], max(1, total // 5)),
+        "validation": min(sizes["validation"], max(1, total // 10)),
+    }
+    left = total - wanted["test"] - wanted["validation"]
+    wanted["train"] = min(sizes["train"], max(0, left))
+    return wanted
+
+
 def _take(
-    result: Split,
-    row: dict[str, Any],
-    split: str,
-    *,
-    taken: dict[str, str],
-    disjoint: list[list[str]],
-) -> bool:
-    keys = list(_keys(row, disjoint))
-    if any(taken.get(key, split) != split for key in keys):
-        return False
-    taken.update(dict.fromkeys(keys, split))
-    result.rows[split].append(row)
-    return True
+    offered: np.ndarray, keys: np.ndarray, held_out: set[int], wanted: int
+) -> tuple[np.ndarray, int]:
+    """Return the first `wanted` offered rows that share nothing, and how many were looked at."""
+    taken: list[int] = []
+    for passed, row in enumerate(offered):
+        if len(taken) >= wanted:
+            return np.array(taken, int), passed
+        if not any(int(key) in held_out for key in keys[row] if key):
+            taken.append(int(row))
+    return np.array(taken, int), len(offered)
 
 
-def _keys(row: dict[str, Any], disjoint: list[list[str]]) -> Iterator[str]:
-    yield row["example_id"]
-    variables = json.loads(row["variables"])
-    for combination in disjoint:
-        values = [_at(variables, path) for path in combination]
-        # The same vendor, amount and date on the other side of a pair is the same combination,
-        # so the key holds the values and not the names they stand under.
-        if all(value is not None for value in values):
-            yield digest_of(values)
+def _take_all(
+    offered: np.ndarray, keys: np.ndarray, held_out: set[int], wanted: int
+) -> tuple[np.ndarray, int]:
+    """Like `_take`, for many: nothing comes after train, so its own keys are not kept."""
+    refused = np.isin(keys[offered], np.fromiter(held_out, np.uint64)).any(axis=1)
+    good = np.flatnonzero(~refused)
+    if len(good) <= wanted:
+        return offered[good], len(offered)
+    passed = int(good[wanted - 1]) + 1 if wanted else 0
+    return offered[good[:wanted]], passed
 
 
 def _at(variables: Any, path: str) -> Any:
@@ -152,16 +265,24 @@ def _at(variables: Any, path: str) -> Any:
     return variables
 
 
-def _interleaved(rows: Sequence[dict[str, Any]], *, seed: int) -> list[dict[str, Any]]:
+def _interleaved(index: Index, rows: np.ndarray, *, seed: int) -> np.ndarray:
     """Shuffle, then spread each stratum evenly, so that any prefix has the whole's proportions."""
-    strata: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in sorted(rows, key=lambda r: r["example_id"]):
-        strata[row["stratum"]].append(row)
+    by_id = rows[np.argsort(index.ids[rows], kind="stable")]
+    names = index.names
+    strata: dict[str, np.ndarray] = defaultdict(lambda: np.empty(0, int))
+    codes = index.strata[by_id]
+    for code in np.unique(codes):
+        strata[names[code]] = by_id[codes == code]
     rng = random.Random(seed)
-    placed: list[tuple[float, str, dict[str, Any]]] = []
+    order: list[np.ndarray] = []
+    places: list[np.ndarray] = []
     for name in sorted(strata):
-        members = strata[name]
+        members = strata[name].tolist()
         rng.shuffle(members)
         offset = rng.random()
-        placed += [((i + offset) / len(members), name, row) for i, row in enumerate(members)]
-    return [row for *_, row in sorted(placed, key=lambda entry: entry[:2])]
+        order.append(np.array(members, int))
+        places.append((np.arange(len(members)) + offset) / len(members))
+    if not order:
+        return rows
+    # Stable: of equal places the stratum that is first by name.
+    return np.concatenate(order)[np.argsort(np.concatenate(places), kind="stable")]

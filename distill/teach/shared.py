@@ -20,6 +20,7 @@ class Budget:
         self.limit_usd = limit_usd
         self.spent_usd = spent_usd
         self.reserved_usd = 0.0
+        self.in_flight = 0
 
     def reserve(self, most_usd: float) -> bool | None:
         """Set aside the most that a request can cost.
@@ -29,12 +30,15 @@ class Budget:
         """
         if self.spent_usd + self.reserved_usd + most_usd <= self.limit_usd:
             self.reserved_usd += most_usd
+            self.in_flight += 1
             return True
-        return None if self.reserved_usd > 0 else False
+        # Not by the dollars set aside: sums of fractions leave a rest that never becomes zero.
+        return None if self.in_flight else False
 
     def settle(self, most_usd: float, cost_usd: float) -> None:
         """Give back what was set aside and book what it cost."""
-        self.reserved_usd = max(0.0, self.reserved_usd - most_usd)
+        self.in_flight -= 1
+        self.reserved_usd = max(0.0, self.reserved_usd - most_usd) if self.in_flight else 0.0
         self.spent_usd += cost_usd
 
 

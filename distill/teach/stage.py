@@ -8,8 +8,8 @@ interrupted. What a program or a recording says costs nothing and is computed in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ import pyarrow as pa
 from cluster.errors import StageError
 from cluster.models import require_chat_template
 from cluster.storage import Store, digest_of, rows_table
-from distill.batches import Progress, map_to_parquet
+from distill.batches import Progress
 from distill.config import JuryConfig
-from distill.records import COMPLETION
-from distill.tasks.task import Task, load_task
+from distill.prompts.stage import Prompts
+from distill.records import COMPLETION, PROMPT
+from distill.tasks.task import Task
 from distill.teach.ask import Known, ask, budget_reached, request_keys
 from distill.teach.bill import bill, keep_bill
 from distill.teach.choose import CANDIDATE, choose
+from distill.teach.compute import compute
 from distill.teach.config import (
     AnyTeacher,
     ModelTeacher,
@@ -41,6 +43,8 @@ from distill.teach.terms import check_terms
 
 ANSWERS, FAILED, TIMINGS = "completions/answers.parquet", "failed.parquet", "timings.parquet"
 CANDIDATES = "candidates.parquet"
+SHARE = "prompts.parquet"
+"""A member's prompts, in its own folder."""
 MOST_FAILED = 0.05
 """Share of a program's or a recording's prompts that may end without an answer."""
 
@@ -107,12 +111,12 @@ def generate(
     task: Task,
     config: AnyTeacher,
     *,
-    prompts: Sequence[Row],
+    prompts: Prompts,
     store: Store,
     jury: JuryConfig | None = None,
     on_progress: Progress | None = None,
-) -> list[Row]:
-    """Answer the prompts that have no answer yet; returns all answers, in the prompts' order.
+) -> Generated:
+    """Answer the prompts that have no answer yet; `read_completions` reads the answers.
 
     Where a prompt gets several answers, the `jury` chooses; all of them are in
     `candidates.parquet`. An answer on disk is never asked for again. StageError, with the
@@ -121,11 +125,12 @@ def generate(
     ended first.
     """
     if isinstance(config, (ProgramTeacher, ReplayTeacher)):
-        answers, errors = _computed(task, config, prompts, store=store, on_progress=on_progress)
-        _check_failures(len(prompts), len(answers), errors, config=config, task=task)
-        return answers
+        done = compute(task, config, prompts=prompts.files, store=store, on_progress=on_progress)
+        _check_failures(prompts.total, done.answered, done.errors, config=config, task=task)
+        return Generated(done.answered, done.cost_usd)
     found = _Found()
-    for member, own in shares(prompts, config):
+    rows = prompts.all_rows()
+    for member, own in shares(rows, config):
         found.add(_collected(task, member, own, store=store, on_progress=on_progress))
     answers = found.answers
     if gives_candidates(config):
@@ -134,7 +139,7 @@ def generate(
         )
         store.write_table(CANDIDATES, rows_table(judged, CANDIDATE))
         answers = [row for row in judged if row["chosen"]]
-    places = {row["example_id"]: place for place, row in enumerate(prompts)}
+    places = {row["example_id"]: place for place, row in enumerate(rows)}
     answers.sort(key=lambda row: places[row["example_id"]])
     # Answers of other prompts, or of another teacher, are in the cache and not in this run.
     store.remove("completions")
@@ -148,8 +153,18 @@ def generate(
     if found.stopped is not None:
         raise found.stopped
     errors = Counter(row["error"] for row in found.failed)
-    _check_failures(len(prompts), len(answers), errors, config=config, task=task)
-    return read_completions(prompts, config, store=store)
+    _check_failures(len(rows), len(answers), errors, config=config, task=task)
+    return Generated(len(answers), sum(row["cost_usd"] for row in found.answers))
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a teacher made of the prompts."""
+
+    answered: int
+    """Prompts with an answer."""
+    cost_usd: float
+    """What all answers cost when they were made, those that were not chosen among them."""
 
 
 @dataclass
@@ -192,10 +207,12 @@ def _collected(
     else:
         # Each in a folder of its own: one teacher's files are not another's.
         own = store / f"teachers/{digest_of(parameters(config))[:12]}"
-        answers, errors = _computed(task, config, prompts, store=own, on_progress=on_progress)
+        own.write_table(SHARE, rows_table(prompts, PROMPT))
+        done = compute(task, config, prompts=[SHARE], store=own, on_progress=on_progress)
+        answers = read_completions(prompts, config, store=own)
         failed = [
             {"teacher": name, "sample": 0, "failure": "refused", "error": error}
-            for error, count in errors.items()
+            for error, count in done.errors.items()
             for _ in range(count)
         ]
         found = _Found(answers=[{**row, "sample": 0} for row in answers], failed=failed)
@@ -252,28 +269,6 @@ def _asked(
     return found
 
 
-def _computed(
-    task: Task,
-    config: ProgramTeacher | ReplayTeacher,
-    prompts: Sequence[Row],
-    *,
-    store: Store,
-    on_progress: Progress | None,
-) -> tuple[list[Row], Counter[str]]:
-    """Return the answers of a program or a recording, and the errors that stand in their place."""
-    known = {row["request_key"] for row in read_completions(prompts, config, store=store)}
-    map_to_parquet(
-        [row for row in prompts if request_key(row, config) not in known],
-        make_worker=_worker(str(task.folder), config),
-        store=store / "completions",
-        schema=COMPLETION,
-        batch_size=256,
-        on_progress=on_progress,
-    )
-    answers = read_completions(prompts, config, store=store)
-    return answers, Counter(r["error"] for r in store.read_rows("completions") if r["error"])
-
-
 def _check_failures(
     asked: int, answered: int, errors: Counter[str], *, config: AnyTeacher, task: Task
 ) -> None:
@@ -290,26 +285,3 @@ def _check_failures(
 
 def _commonest(errors: Counter[str]) -> str:
     return errors.most_common(1)[0][0] if errors else "none recorded"
-
-
-def _worker(
-    folder: str, config: ProgramTeacher | ReplayTeacher
-) -> Callable[[], Callable[[list[Row]], list[Row]]]:
-    def make() -> Callable[[list[Row]], list[Row]]:
-        task = load_task(Path(folder))
-        teacher = build_teacher(config, task)
-
-        def answer(rows: list[Row]) -> list[Row]:
-            return [
-                {
-                    **row,
-                    **asdict(found),
-                    "teacher": teacher.name,
-                    "request_key": request_key(row, config),
-                }
-                for row, found in zip(rows, teacher.answer(rows), strict=True)
-            ]
-
-        return answer
-
-    return make

@@ -33,10 +33,12 @@ def ours(url: str, count: int, concurrency: int, folder: Path) -> None:
     """Generate as a run does: Ray Data, limiter, journal."""
     from cluster.config import ClusterConfig
     from cluster.session import ray_session
-    from cluster.storage import Store
+    from cluster.storage import Store, rows_table
+    from distill.prompts.stage import Prompts, prompts_file
+    from distill.records import PROMPT
     from distill.tasks.task import load_task
     from distill.teach.config import LiteLLMTeacher, Price
-    from distill.teach.stage import generate
+    from distill.teach.stage import generate, read_completions
 
     free = Price(input_usd_per_mtok=1.0, output_usd_per_mtok=1.0)
     teacher = LiteLLMTeacher(
@@ -44,9 +46,12 @@ def ours(url: str, count: int, concurrency: int, folder: Path) -> None:
         timeout_s=5.0, max_retries=20,
     )  # fmt: skip
     with ray_session(ClusterConfig(), log_folder=folder / "logs"):
-        answers = generate(
-            load_task("reconcile"), teacher, prompts=prompt_rows(count), store=Store(folder / "run")
-        )
+        store = Store(folder / "run")
+        rows = prompt_rows(count)
+        store.write_table(prompts_file("train"), rows_table(rows, PROMPT))
+        task = load_task("reconcile")
+        generate(task, teacher, prompts=Prompts(store, {"train": count}), store=store)
+        answers = read_completions(rows, teacher, store=store)
     ids = {row["example_id"] for row in answers}
     print(f"answers {len(answers)} ids {len(ids)}", flush=True)
 

@@ -71,3 +71,14 @@ def test_the_bill_tells_reasons_apart_and_what_others_paid():
     assert dict(entry["retried"]) == {"rate_limit": 1, "timeout": 1}
     assert (entry["requests"], entry["cached_tokens"]) == (4, 8)
     assert (result["usd"], result["from_cache"]) == (0.01, 1)
+
+
+def test_a_budget_that_is_spent_says_no_however_the_fractions_add_up():
+    budget = Budget(0.65, spent_usd=0.0)
+    for usd in (0.1, 0.2, 0.3):
+        assert budget.reserve(usd)
+    assert budget.reserve(0.1) is None
+    # 0.1 + 0.2 + 0.3 - 0.1 - 0.2 - 0.3 is not 0 in binary fractions.
+    for usd in (0.1, 0.2, 0.3):
+        budget.settle(usd, usd)
+    assert budget.reserve(0.1) is False

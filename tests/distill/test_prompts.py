@@ -2,17 +2,22 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from cluster.errors import DataError
 from cluster.storage import Store
 from distill.config import PromptsConfig
 from distill.prompts.source import read_jsonl
-from distill.prompts.split import build_rows, contamination, split_rows
+from distill.prompts.split import SPLITS, Index, build_rows, contamination, split_rows
 from distill.prompts.stage import make_prompts
 from distill.tasks.task import load_task
 
 SIZES = PromptsConfig(train=200, validation=40, test=100, seed=5)
+
+
+def by_split(prompts):
+    return {name: prompts.rows(name) for name in prompts.sizes}
 
 
 def test_the_same_seed_makes_the_same_prompts_and_another_does_not(tmp_path):
@@ -20,7 +25,7 @@ def test_the_same_seed_makes_the_same_prompts_and_another_does_not(tmp_path):
     ids = []
     for name, config in (("a", SIZES), ("b", SIZES), ("c", SIZES.model_copy(update={"seed": 6}))):
         split = make_prompts(task, config, store=Store(tmp_path / name))
-        ids.append([row["example_id"] for row in split.rows["test"]])
+        ids.append([row["example_id"] for row in split.rows("test")])
     assert ids[0] == ids[1]
     assert not set(ids[0]) & set(ids[2])
 
@@ -30,8 +35,8 @@ def test_more_training_prompts_leave_the_test_prompts_as_they_were(tmp_path):
     few = make_prompts(task, SIZES, store=Store(tmp_path / "few"))
     config = SIZES.model_copy(update={"train": 400})
     many = make_prompts(task, config, store=Store(tmp_path / "many"))
-    assert [r["example_id"] for r in few.rows["test"]] == [
-        r["example_id"] for r in many.rows["test"]
+    assert [r["example_id"] for r in few.rows("test")] == [
+        r["example_id"] for r in many.rows("test")
     ]
 
 
@@ -39,7 +44,7 @@ def test_no_vendor_amount_date_combination_is_in_two_splits(tmp_path):
     split = make_prompts(load_task("reconcile"), SIZES, store=Store(tmp_path))
 
     def combinations(name):
-        for row in split.rows[name]:
+        for row in split.rows(name):
             variables = json.loads(row["variables"])
             for side in ("bank", "erp"):
                 line = variables[side]
@@ -56,14 +61,16 @@ def test_no_vendor_amount_date_combination_is_in_two_splits(tmp_path):
 
 def test_the_check_finds_a_combination_that_stands_on_the_other_side_of_a_pair():
     line = {"vendor": "A", "amount": "1.00", "date": "2025-01-01"}
-    rows = {
-        name: [{"example_id": name, "variables": json.dumps(variables)}]
-        for name, variables in (("train", {"bank": line}), ("test", {"erp": line}))
-    } | {"validation": []}
-    disjoint = load_task("reconcile").spec.prompts.disjoint
-    report = contamination(rows, disjoint=disjoint)
+    rows = [
+        {"example_id": f"{n:016x}", "split": "", "stratum": "", "variables": json.dumps(variables)}
+        for n, variables in enumerate(({"bank": line}, {"erp": line}), start=1)
+    ]
+    index = Index.of(rows, load_task("reconcile").spec.prompts.disjoint)
+    train, test = SPLITS.index("train"), SPLITS.index("test")
+    report = contamination(index, np.array([train, test]))
     assert report["shared"]["test/train"] == 1
     assert report["clean"] is False
+    assert contamination(index, np.array([train, train]))["clean"] is True
 
 
 @pytest.fixture
@@ -77,16 +84,16 @@ def starter(tmp_path):
 def test_a_file_is_split_by_its_disjoint_fields_and_stratified(starter, tmp_path):
     config = PromptsConfig(train=150, validation=16, test=40)
     split = make_prompts(load_task(starter), config, store=Store(tmp_path / "run"))
-    assert [len(split.rows[name]) for name in ("train", "validation", "test")] == [150, 16, 40]
+    assert [len(split.rows(name)) for name in ("train", "validation", "test")] == [150, 16, 40]
     keys = {
         name: {
             (v["product"], v["problem"]) for v in map(lambda r: json.loads(r["variables"]), rows)
         }
-        for name, rows in split.rows.items()
+        for name, rows in by_split(split).items()
     }
     assert not keys["train"] & keys["test"]
     # Eight products, forty test prompts: each product has its share.
-    strata = [row["stratum"] for row in split.rows["test"]]
+    strata = [row["stratum"] for row in split.rows("test")]
     assert all(4 <= strata.count(s) <= 6 for s in set(strata))
     assert len(set(strata)) == 8
 
@@ -95,7 +102,7 @@ def test_too_few_prompts_shrink_the_held_out_splits_and_say_so(starter, tmp_path
     lines = (starter / "prompts.jsonl").read_text().splitlines()[:30]
     (starter / "prompts.jsonl").write_text("\n".join(lines))
     split = make_prompts(load_task(starter), PromptsConfig(), store=Store(tmp_path / "run"))
-    assert len(split.rows["test"]) == 6
+    assert len(split.rows("test")) == 6
     assert "30 prompts are fewer than asked for" in split.notes[0]
 
 

@@ -33,6 +33,10 @@ axes = { topic = "topics", sender = "senders.jsonl", tone = "tones.toml" }
 SIZES = {"train": 150, "validation": 12, "test": 30}
 
 
+def by_split(prompts):
+    return {name: prompts.rows(name) for name in prompts.sizes}
+
+
 @pytest.fixture
 def folder(tmp_path):
     """30 topics of three levels, 6 senders, 4 tones: 720 combinations."""
@@ -188,12 +192,12 @@ def test_what_the_task_keeps_apart_is_in_one_split_and_no_prompt_is_lost(
     assert split.notes == []
     for paths in combinations:
         seen = {}
-        for name, rows in split.rows.items():
+        for name, rows in by_split(split).items():
             for row in rows:
                 variables = json.loads(row["variables"])
                 key = tuple(variables[path.split(".")[0]]["id"] for path in paths)
                 assert seen.setdefault(key, name) == name
-    assert [len(split.rows[name]) for name in ("train", "validation", "test")] == [120, 4, 8]
+    assert [len(split.rows(name)) for name in ("train", "validation", "test")] == [120, 4, 8]
 
 
 def test_a_tenth_of_the_topics_is_held_out_and_has_every_level(folder):

@@ -28,6 +28,10 @@ SEEDS = [
 ]
 
 
+def by_split(prompts):
+    return {name: prompts.rows(name) for name in prompts.sizes}
+
+
 @pytest.fixture
 def task(tmp_path):
     init_task(str(tmp_path / "tickets"))
@@ -186,15 +190,15 @@ def test_written_prompts_train_and_the_held_out_ones_are_never_shown(task, tmp_p
     config = PromptsConfig(train=400, validation=10, test=20, make=SelfInstruct())
     store = Store(tmp_path / "run")
     split = make_prompts(task, config, store=store, ask=writer)
-    assert {name: len(rows) for name, rows in split.rows.items()} == {
+    assert {name: len(rows) for name, rows in by_split(split).items()} == {
         "train": 400, "validation": 10, "test": 20,
     }  # fmt: skip
     shown = "\n".join(messages[1]["content"] for messages in writer.asked)
-    for row in (*split.rows["test"], *split.rows["validation"]):
+    for row in (*split.rows("test"), *split.rows("validation")):
         assert json.loads(row["variables"])["ticket"] not in shown
     own = make_prompts(task, config.model_copy(update={"make": PromptsConfig().make}), store=store)
-    assert [r["example_id"] for r in own.rows["test"]] == [
-        r["example_id"] for r in split.rows["test"]
+    assert [r["example_id"] for r in own.rows("test")] == [
+        r["example_id"] for r in split.rows("test")
     ]
 
 

@@ -28,6 +28,10 @@ TASK = load_task("interview")
 ROLES = ["backend", "frontend", "infrastructure", "ml", "security"]
 
 
+def by_split(prompts):
+    return {name: prompts.rows(name) for name in prompts.sizes}
+
+
 def data(axis):
     return {
         path.stem: tomllib.loads(path.read_text())
@@ -319,9 +323,12 @@ def test_prompts_of_a_run_are_even_and_hold_problems_out(tmp_path):
     split = make_prompts(
         TASK, PromptsConfig(train=450, validation=30, test=90), store=Store(tmp_path)
     )
-    assert [len(split.rows[name]) for name in ("train", "validation", "test")] == [450, 30, 90]
+    assert [len(split.rows(name)) for name in ("train", "validation", "test")] == [450, 30, 90]
     assert split.conflicts == split.duplicates == 0
-    ids = {name: [row["prompt_id"].split("/") for row in rows] for name, rows in split.rows.items()}
+    ids = {
+        name: [row["prompt_id"].split("/") for row in rows]
+        for name, rows in by_split(split).items()
+    }
     problems = {name: {problem for problem, *_ in own} for name, own in ids.items()}
     assert not problems["test"] & problems["train"]
     assert not problems["test"] & problems["validation"]
@@ -331,7 +338,7 @@ def test_prompts_of_a_run_are_even_and_hold_problems_out(tmp_path):
         companies = Counter(company for _, company, _ in own)
         assert set(roles.values()) == {len(own) // 5}
         assert set(companies.values()) == {len(own) // 15}
-    assert Counter(row["stratum"] for row in split.rows["train"]) == {
+    assert Counter(row["stratum"] for row in split.rows("train")) == {
         "easy": 150, "medium": 150, "hard": 150,
     }  # fmt: skip
 
