@@ -96,12 +96,12 @@ $(MODEL)/model.safetensors: | $(STAMP)
 demo: model
 	@$(RUN)/distillery run jobs/runs/demo.toml
 
-# The tests that need no Ray and no model share out the cores; the others have them to themselves.
+# The tests that need no model share out the cores; the others have them to themselves.
 SHARED := -n auto --dist loadfile
 
 test: model lint
-	@$(RUN)/python -m pytest -m "not ray and not model" $(SHARED)
-	$(RUN)/python -m pytest -m "ray or model" --durations=15
+	@$(RUN)/python -m pytest -m "not model" $(SHARED)
+	$(RUN)/python -m pytest -m model --durations=15
 
 test-fast: setup
 	@$(RUN)/python -m pytest -m "not ray and not model and not slow" $(SHARED)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import cpu_engine
+from cluster.errors import StageError, root_cause
 from cluster.models import model_location
 from distill.batches import Progress, drain
 from distill.tasks.task import Task
@@ -23,6 +24,8 @@ from distill.teach.teacher import Answer, journal_row, teacher_name
 
 KV_CACHE_GB = 1
 """Of an engine on CPU cores; `[teacher.engine] kv_cache_memory_bytes` overrides it."""
+RESTARTS = 3
+"""Of an engine, before the stage gives up."""
 
 Row = dict[str, Any]
 
@@ -65,6 +68,9 @@ def ask_vllm(
             "latency_s": float(row.get("time_taken_llm") or 0.0),
         },
     )
+    # An engine that dies takes its actor with it, and Ray Data would start another without end.
+    for stage in processor.stages.values():
+        stage.map_batches_kwargs.update(max_restarts=RESTARTS, max_task_retries=RESTARTS)
     blocks = max(config.replicas, -(-len(rows) // config.batch_size))
     asked = ray.data.from_items(
         [{"row": json.dumps(row)} for row in rows], override_num_blocks=blocks
@@ -77,7 +83,15 @@ def ask_vllm(
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=0,
     )
-    drain(written, total=len(rows), on_progress=on_progress)
+    try:
+        drain(written, total=len(rows), on_progress=on_progress)
+    except ray.exceptions.RayError as error:
+        if not isinstance(root_cause(error), ray.exceptions.ActorDiedError):
+            raise
+        raise StageError(
+            f"vLLM's engine with {config.model} ended {RESTARTS + 1} times; its own words are in "
+            "the run's logs/ray. What was answered is kept; a rerun asks for the rest."
+        ) from error
 
 
 class _JournalWriter:
