@@ -127,15 +127,15 @@ def test_a_budget_stops_before_it_is_passed_and_holds_across_a_rerun(tmp_path):
         assert first.returncode == 1
         assert "teacher.budget_usd 0.004 is reached" in first.stderr
         run = next((tmp_path / "runs").glob("smoke-*"))
-        assert 0 < json.loads((run / "bill.json").read_text())["usd"] <= 0.004
+        paid = json.loads((run / "bill.json").read_text())["usd"]
+        assert 0 < paid <= 0.004
         asked = len(server.requests)
         assert 0 < asked == len(answers(tmp_path)) < 72
 
-        # What was spent before counts: twice the budget pays for about as much again.
-        again = spend("0.008")
-        assert "teacher.budget_usd 0.008 is reached" in again.stderr
-        paid = json.loads((run / "bill.json").read_text())["usd"]
-        assert 0.004 < paid <= 0.008
+        # What was spent before counts: a little more pays for a few more.
+        again = spend("0.005")
+        assert "teacher.budget_usd 0.005 is reached" in again.stderr
+        assert paid < json.loads((run / "bill.json").read_text())["usd"] <= 0.005
         assert asked < len(server.requests) == len(answers(tmp_path)) < 72
 
 
