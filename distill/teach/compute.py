@@ -51,13 +51,17 @@ def compute(
 
     Those that have an answer there are left alone.
     """
+    import ray
+
     total = sum(store.num_rows(path) for path in prompts)
+    few = total <= FEW_ROWS
     map_to_parquet(
         ParquetFiles(tuple(store.path(path) for path in prompts), store.fs, total),
         make_worker=_worker(str(task.folder), config, known=_known(store)),
         store=store / COMPLETIONS,
         schema=COMPLETION,
-        batch_size=FEW_BATCH if total <= FEW_ROWS else BATCH,
+        batch_size=FEW_BATCH if few else BATCH,
+        actors=1 if few else max(1, int(ray.cluster_resources().get("CPU", 1)) - 1),
         on_progress=on_progress,
     )
     return _counted(store)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.report import Case, at_least, for_comparison, report
+from jobs.bench.report import Case, at_least, at_most, for_comparison, report
 
 LATENCY_S = 2.0
 CONCURRENCY = 256
@@ -73,6 +74,42 @@ def ask(side: str, at: Server, *, count: int, folder: Path) -> tuple[int, dict[s
     if done.returncode or not last:
         raise SystemExit(f"{side} ended with {done.returncode}:\n{log.read_text()[-3000:]}")
     return int(last.split()[3]), at.stats()
+
+
+def program_cases(folder: Path, *, few: int, many: int) -> list[Case]:
+    """Answer few and many prompts by a program: the driver's memory, and rows a second."""
+    rates, peaks = {}, {}
+    for count in (few, many):
+        place = folder / f"program-{count}"
+        place.mkdir()
+        with (place / "log").open("w") as log:
+            done = subprocess.run(
+                [
+                    sys.executable, "-m", "jobs.bench.data_side", "program", "-", str(count), "-",
+                    str(place),
+                ],
+                stdout=subprocess.PIPE, stderr=log, text=True, check=False,
+            )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"program: {(place / 'log').read_text()[-3000:]}")
+        found = dict(pairs(done.stdout.splitlines()[-1].split()))
+        print(f"program {count}: {found}", file=sys.stderr, flush=True)
+        rates[count] = float(found["answers"]) / float(found["seconds"])
+        peaks[count] = float(found["peak"])
+        shutil.rmtree(place)
+    return [
+        for_comparison(f"program teacher, {few:,} prompts", rates[few], unit="rows/s"),
+        for_comparison(f"program teacher, {many:,} prompts", rates[many], unit="rows/s"),
+        at_least(f"rows a second, {many:,} / {few:,} prompts", rates[many] / rates[few],
+                 unit="ratio", target=0.8),
+        at_most(f"driver's peak memory, {many:,} - {few:,} prompts", peaks[many] - peaks[few],
+                unit="MiB", target=200),
+    ]  # fmt: skip
+
+
+def pairs(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) of words that alternate."""
+    yield from zip(words[::2], words[1::2], strict=True)
 
 
 def rate(stats: dict[str, Any]) -> float:
@@ -142,8 +179,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="prompts of the program")
     options = parser.parse_args()
-    sys.exit(report("data", measure(count=options.prompts, rounds=options.rounds)))
+    with tempfile.TemporaryDirectory(prefix="distillery-bench-") as folder:
+        cases = program_cases(Path(folder), few=min(10_000, options.rows), many=options.rows)
+    sys.exit(report("data", [*measure(count=options.prompts, rounds=options.rounds), *cases]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One side of `jobs.bench.data`: answer the prompts, either as Distillery or as a plain script.
 
 python -m jobs.bench.data_side ours|plain URL COUNT CONCURRENCY FOLDER
+python -m jobs.bench.data_side program - COUNT - FOLDER
 """
 
 from __future__ import annotations
@@ -56,6 +57,35 @@ def ours(url: str, count: int, concurrency: int, folder: Path) -> None:
     print(f"answers {len(answers)} ids {len(ids)}", flush=True)
 
 
+def program(count: int, folder: Path) -> None:
+    """Make and answer `count` prompts of the demo's task by its rules; print time and memory.
+
+    The clock starts when Ray is there.
+    """
+    import resource
+    import time
+
+    from cluster.config import ClusterConfig
+    from cluster.session import ray_session
+    from cluster.storage import Store
+    from distill.config import PromptsConfig
+    from distill.prompts.stage import make_prompts
+    from distill.tasks.task import load_task
+    from distill.teach.config import ProgramTeacher
+    from distill.teach.stage import generate
+
+    task, store = load_task("reconcile"), Store(folder / "run")
+    with ray_session(ClusterConfig(), log_folder=folder / "logs"):
+        start = time.perf_counter()
+        prompts = make_prompts(task, PromptsConfig(train=count), store=store)
+        made_s = time.perf_counter() - start
+        found = generate(task, ProgramTeacher(), prompts=prompts, store=store)
+        seconds = time.perf_counter() - start
+    # KiB on Linux, see getrusage(2); the largest the driver ever was.
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"answers {found.answered} seconds {seconds} made {made_s} peak {peak_mib}", flush=True)
+
+
 async def plain(url: str, count: int, concurrency: int) -> None:
     """Ask as a short script does: one process, one semaphore, answers in memory."""
     import os
@@ -81,7 +111,9 @@ async def plain(url: str, count: int, concurrency: int) -> None:
 def main() -> None:
     """Run the side that is asked for."""
     side, url, count, concurrency, folder = sys.argv[1:]
-    if side == "ours":
+    if side == "program":
+        program(int(count), Path(folder))
+    elif side == "ours":
         ours(url, int(count), int(concurrency), Path(folder))
     else:
         asyncio.run(plain(url, int(count), int(concurrency)))
