@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from cluster.storage import Store, rows_table
 
+MOST_BLOCKS = 1000
 AS_TEXT = "row"
 """Column of rows as JSON text."""
 Progress = Callable[[int, int], None]
@@ -78,7 +79,12 @@ def map_to_parquet(
     import ray
 
     if isinstance(rows, ParquetFiles):
-        dataset = ray.data.read_parquet(list(rows.paths), filesystem=rows.filesystem)
+        dataset = ray.data.read_parquet(
+            list(rows.paths),
+            filesystem=rows.filesystem,
+            # Otherwise a file is one block, and one worker's.
+            override_num_blocks=max(1, min(MOST_BLOCKS, total // batch_size)),
+        )
     else:
         # As JSON text rows of unlike shapes come out as they went in.
         dataset = ray.data.from_items([{AS_TEXT: json.dumps(row)} for row in rows])

@@ -209,7 +209,9 @@ def _template(text: str, *, field: str, folder: Path) -> Any:
 
 
 def _parse_sections(text: str, required: list[str]) -> Parsed:
-    matches = list(HEADING.finditer(text))
+    wanted = {name.casefold() for name in required}
+    # Any other heading is text of its section: an example may have one of its own.
+    matches = [m for m in HEADING.finditer(text) if m[1].strip().casefold() in wanted]
     ends = [m.start() for m in matches[1:]] + [len(text)]
     found = {
         m[1].strip().casefold(): text[m.end() : end].strip()

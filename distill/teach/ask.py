@@ -134,7 +134,7 @@ def _ask_api(
     import ray
 
     from distill.teach.asking import Asked, AskingWorker
-    from distill.teach.shared import run_budget
+    from distill.teach.shared import run_blocks, run_budget
 
     budget = None
     if config.budget_usd is not None:
@@ -147,7 +147,9 @@ def _ask_api(
         [{"row": json.dumps(row)} for row in rows], override_num_blocks=blocks
     ).map_batches(
         AskingWorker,
-        fn_constructor_args=(Asked(str(task.folder), config, str(cache), payer, budget),),
+        fn_constructor_args=(
+            Asked(str(task.folder), config, str(cache), payer, run_blocks(), budget),
+        ),
         batch_size=None,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(

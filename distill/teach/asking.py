@@ -13,7 +13,7 @@ from typing import Any
 
 from distill.tasks.task import load_task
 from distill.teach.config import LiteLLMTeacher
-from distill.teach.journal import Journal
+from distill.teach.journal import Journal, read_journal
 from distill.teach.limits import Gate, Limits
 from distill.teach.shared import cluster_limit
 from distill.teach.teacher import journal_row, teacher_name
@@ -31,6 +31,8 @@ class Asked:
     """Folder of the journal."""
     payer: str
     """The run that pays; it stands in every line."""
+    blocks: Any
+    """Handle of the run's `Blocks`."""
     budget: Any = None
     """Handle of the run's `Budget`, or nothing."""
 
@@ -63,7 +65,9 @@ class AskingWorker:
         """Answer a block of rows; returns counts only, the answers are in the journal."""
         rows = [json.loads(text) for text in batch["row"]]
         try:
-            outcomes = asyncio.run_coroutine_threadsafe(self._all(rows), self._loop).result()
+            missing = self._unanswered(rows)
+            asked = asyncio.run_coroutine_threadsafe(self._all(missing), self._loop).result()
+            outcomes = [True] * (len(rows) - len(missing)) + asked
         except Exception as error:
             traceback.print_exc()
             return {"done": [0], "stopped": [0], "error": [pickle.dumps(error)]}
@@ -72,6 +76,20 @@ class AskingWorker:
             "stopped": [outcomes.count(False)],
             "error": [b""],
         }
+
+    def _unanswered(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Leave out what a worker that was lost had answered of this block."""
+        import ray
+
+        if not ray.get(self._asked.blocks.begin.remote(rows[0]["request_key"])):
+            return rows
+        wanted = {row["request_key"] for row in rows}
+        answered = {
+            line["request_key"]
+            for line in read_journal(self._asked.cache)
+            if line["request_key"] in wanted and not line["error"]
+        }
+        return [row for row in rows if row["request_key"] not in answered]
 
     async def _all(self, rows: list[dict[str, Any]]) -> list[bool]:
         return list(await asyncio.gather(*(self._one(row) for row in rows)))

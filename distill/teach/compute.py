@@ -22,6 +22,8 @@ from distill.teach.teacher import build_teacher, request_key
 
 FEW_ROWS, FEW_BATCH, BATCH = 10_000, 256, 4096
 """A batch is a file: a small run shows its progress, a large one has no thousands of them."""
+ROWS_PER_ACTOR = 250_000
+"""A process answers some thousand rows a second and takes seconds to start."""
 COMPLETIONS = "completions"
 KEY_DIGITS = 16
 """Hex digits of a request's key that tell answered ones apart: 64 bits."""
@@ -54,14 +56,13 @@ def compute(
     import ray
 
     total = sum(store.num_rows(path) for path in prompts)
-    few = total <= FEW_ROWS
     map_to_parquet(
         ParquetFiles(tuple(store.path(path) for path in prompts), store.fs, total),
         make_worker=_worker(str(task.folder), config, known=_known(store)),
         store=store / COMPLETIONS,
         schema=COMPLETION,
-        batch_size=FEW_BATCH if few else BATCH,
-        actors=1 if few else max(1, int(ray.cluster_resources().get("CPU", 1)) - 1),
+        batch_size=FEW_BATCH if total <= FEW_ROWS else BATCH,
+        actors=max(1, min(int(ray.cluster_resources().get("CPU", 1)) - 1, total // ROWS_PER_ACTOR)),
         on_progress=on_progress,
     )
     return _counted(store)

@@ -42,6 +42,19 @@ class Budget:
         self.spent_usd += cost_usd
 
 
+class Blocks:
+    """Which blocks of rows a worker has begun: one that is begun again lost its worker."""
+
+    def __init__(self) -> None:
+        self._begun: set[str] = set()
+
+    def begin(self, block: str) -> bool:
+        """Note it down; returns whether it was begun before."""
+        again = block in self._begun
+        self._begun.add(block)
+        return again
+
+
 def cluster_limit(
     model: str, limits: Limits, *, api_base: str | None
 ) -> Callable[[Report], Awaitable[Share]]:
@@ -70,6 +83,13 @@ def cluster_limit(
         return share
 
     return sync
+
+
+def run_blocks() -> Any:
+    """Return the handle of a run's `Blocks` actor; it ends with the job."""
+    import ray
+
+    return ray.remote(Blocks).options(num_cpus=0).remote()
 
 
 def run_budget(limit_usd: float, *, spent_usd: float) -> Any:

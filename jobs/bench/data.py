@@ -131,7 +131,7 @@ def measure(*, count: int, rounds: int) -> list[Case]:
             place.mkdir(exist_ok=True)
             with server(**faults) as at:
                 found, stats = ask(side, at, count=count, folder=place)
-            shown = {k: v for k, v in stats.items() if k != "finished"}
+            shown = {k: v for k, v in stats.items() if k not in ("finished", "asked")}
             print(f"{side} {faults}: {rate(stats):.0f}/s {shown}", file=sys.stderr, flush=True)
             return found, stats
 

@@ -51,6 +51,7 @@ class State:
             "finished": self.finished,
             "sent": dict(self.sent),
             "prompts": len(self.asked),
+            "asked": dict(self.asked),
             "answered_twice": sum(count > 1 for count in self.answered.values()),
         }
 

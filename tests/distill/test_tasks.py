@@ -64,6 +64,8 @@ def test_sections_must_be_there_and_hold_text(folder):
     task = load_task(folder)
     assert task.parse("# Title\nA\n## Body\nB").answer == {"Title": "A", "Body": "B"}
     assert task.parse("# Title\nA\n## Body\n").problem == "sections missing or empty: Body"
+    within = "# Title\nA\n## Body\n### Example 1\nB"
+    assert task.parse(within).answer == {"Title": "A", "Body": "### Example 1\nB"}
 
 
 @pytest.mark.parametrize(

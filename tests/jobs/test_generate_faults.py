@@ -90,6 +90,39 @@ def test_a_killed_run_asks_again_only_for_what_was_in_flight(tmp_path):
     assert kept <= {row["example_id"] for row in rows}
 
 
+def workers(process: subprocess.Popen) -> list[int]:
+    """Processes of the run's Ray that ask the model."""
+    found = subprocess.run(
+        ["pgrep", "-s", str(os.getsid(process.pid)), "-f", "AskingWorker"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def test_a_killed_worker_is_replaced_and_what_it_had_answered_is_not_asked_again(tmp_path):
+    def respond(body, number):
+        time.sleep(0.2)
+        return 200, json.dumps({"prompt": body["messages"][-1]["content"]})
+
+    with openai_server(respond) as server:
+        process = subprocess.Popen(
+            command(tmp_path, server.url), cwd=ROOT, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while len(server.requests) < 30 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        [worker, *_] = workers(process)
+        os.kill(worker, signal.SIGKILL)
+        time.sleep(0.5)  # what it had sent has arrived; its successor takes seconds to start
+        kept = len(answers(tmp_path))
+        asked_before = len(server.requests)
+        assert 0 < kept < 72
+        assert process.wait(timeout=200) == 0
+    assert len(answers(tmp_path)) == 72
+    assert len(server.requests) - asked_before == 72 - kept
+
+
 def test_a_server_that_refuses_ends_with_its_own_words_and_keeps_the_rest(tmp_path):
     def respond(body, number):
         if number > 40:
