@@ -45,6 +45,8 @@ constexpr bool PAIRS = true;
 constexpr bool PAIRS = false;
 #endif
 
+constexpr int64_t THREADS_FROM = 500000;  // products of a call
+
 typedef float f32v __attribute__((vector_size(LANES * 4)));
 typedef uint32_t u32v __attribute__((vector_size(LANES * 4)));
 typedef uint16_t u16v __attribute__((vector_size(LANES * 2)));
@@ -148,8 +150,7 @@ inline void shrink_block(const bf16* const* x, const bf16* a, int64_t num_in, fl
   }
 }
 
-// h is split into a bfloat16 and what that leaves over, so that little more than its last bits are
-// lost: two products of bfloat16 instead of one of float32 and the conversion of B.
+// h is bfloat16, as in vLLM's own operators; unlike there its product is added before rounding.
 template <int NR>
 inline void expand_block(bf16* const* y, const float* const* h, const bf16* b, int rank,
                          float scale) {
@@ -160,12 +161,8 @@ inline void expand_block(bf16* const* y, const float* const* h, const bf16* b, i
     __m512bh bs[VECS];
     for (int v = 0; v < VECS; ++v) bs[v] = pairs_at(b + k * BLOCK + v * 2 * LANES);
     for (int r = 0; r < NR; ++r) {
-      const bf16* split = reinterpret_cast<const bf16*>(h[r]) + 2 * k;
-      const __m512bh high = pair_of(split), low = pair_of(split + 2);
-      for (int v = 0; v < VECS; ++v) {
-        acc[r][v] = _mm512_dpbf16_ps(acc[r][v], high, bs[v]);
-        acc[r][v] = _mm512_dpbf16_ps(acc[r][v], low, bs[v]);
-      }
+      const __m512bh pair = pair_of(reinterpret_cast<const bf16*>(h[r]) + k);
+      for (int v = 0; v < VECS; ++v) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], pair, bs[v]);
     }
   }
   const __m512 scales = _mm512_set1_ps(scale);
@@ -179,17 +176,12 @@ inline void expand_block(bf16* const* y, const float* const* h, const bf16* b, i
 }
 #endif
 
-// In place: pairs of float32 become [high, high, low, low] in bfloat16, in the same 8 bytes.
-inline void split_pairs(float* h, int rank) {
-  for (int k = 0; k < rank; k += 2) {
-    bf16 parts[4];
-    for (int i = 0; i < 2; ++i) {
-      from_float(h[k + i], &parts[i]);
-      const float rest = h[k + i] - to_float(parts[i]);
-      // Of an infinity nothing is left over; inf - inf would be NaN.
-      from_float(rest == rest ? rest : 0.0f, &parts[2 + i]);
-    }
-    std::memcpy(h + k, parts, sizeof parts);
+// In place: float32 to bfloat16, in the first half of the same bytes.
+inline void round_row(float* h, int rank) {
+  for (int k = 0; k < rank; ++k) {
+    bf16 rounded;
+    from_float(h[k], &rounded);
+    std::memcpy(reinterpret_cast<bf16*>(h) + k, &rounded, sizeof rounded);
   }
 }
 
@@ -203,7 +195,7 @@ struct Call {
   int64_t x_stride;
   float scale;
 
-  static constexpr bool SPLIT = PAIRS && sizeof(T) == 2;
+  static constexpr bool ROUNDED = PAIRS && sizeof(T) == 2;
 
   float* h_at(int tile, int slice, int row) const {
     return batch.h + ((static_cast<int64_t>(tile) * layer.num_slices + slice) * ROWS + row) *
@@ -239,18 +231,19 @@ struct Call {
         default: shrink_block<6>(xs, block, layer.num_in, hs); break;
       }
     }
-    if (SPLIT)
-      for (int r = 0; r < n; ++r) split_pairs(h_at(tile, slice, r), (rank + 1) & ~1);
+    if (ROUNDED)
+      for (int r = 0; r < n; ++r) round_row(h_at(tile, slice, r), (rank + 1) & ~1);
   }
 
-  // Outputs first..last of one slice; `first` is a multiple of BLOCK.
-  void expand(int tile, int slice, int64_t offset, int64_t first, int64_t last) const {
+  // y of one slice, which begins at column `offset`.
+  void expand(int tile, int slice, int64_t offset) const {
     const int n = rows_of(tile), rank = rank_of(tile, slice);
     if (rank == 0) return;
-    const int64_t padded = (layer.widths[slice] + BLOCK - 1) / BLOCK * BLOCK;
+    const int64_t last = layer.widths[slice];
+    const int64_t padded = (last + BLOCK - 1) / BLOCK * BLOCK;
     const T* b = static_cast<const T*>(layer.b[slice]) +
                  static_cast<int64_t>(batch.slots[tile]) * layer.max_rank * padded;
-    for (int64_t o = first; o < last; o += BLOCK) {
+    for (int64_t o = 0; o < last; o += BLOCK) {
       const T* block = b + o * layer.max_rank;
       const int64_t width = last - o < BLOCK ? last - o : BLOCK;
       T* ys[ROWS];
@@ -279,35 +272,23 @@ struct Call {
     }
   }
 
-  void run() const {
-    constexpr int64_t CHUNK = 4 * BLOCK;  // outputs per task
-    int64_t chunks = 0, outputs = 0, products = 0;
+  void tile_rows(int tile) const {
+    int64_t offset = 0;
     for (int s = 0; s < layer.num_slices; ++s) {
-      chunks += (layer.widths[s] + CHUNK - 1) / CHUNK;
-      outputs += layer.widths[s];
+      shrink(tile, s);
+      expand(tile, s, offset);
+      offset += layer.widths[s];
     }
-    for (int t = 0; t < batch.num_tiles; ++t)
-      products += rank_of(t, 0) * ROWS * (layer.num_slices * layer.num_in + outputs);
-    // Below this, waking other threads costs more than it saves.
-#pragma omp parallel if (products > 500000)
-    {
-#pragma omp for collapse(2) schedule(static)
-      for (int s = 0; s < layer.num_slices; ++s)
-        for (int t = 0; t < batch.num_tiles; ++t) shrink(t, s);
-      // Tiles inside, so that a chunk of B is read once for all rows of its adapter.
-#pragma omp for schedule(static)
-      for (int64_t c = 0; c < chunks; ++c) {
-        int64_t chunk = c, offset = 0;
-        int s = 0;
-        for (; chunk >= (layer.widths[s] + CHUNK - 1) / CHUNK; ++s) {
-          chunk -= (layer.widths[s] + CHUNK - 1) / CHUNK;
-          offset += layer.widths[s];
-        }
-        const int64_t first = chunk * CHUNK;
-        const int64_t last = first + CHUNK < layer.widths[s] ? first + CHUNK : layer.widths[s];
-        for (int t = 0; t < batch.num_tiles; ++t) expand(t, s, offset, first, last);
-      }
-    }
+  }
+
+  void run() const {
+    int64_t weights = 0, products = 0;  // of one rank; of the call
+    for (int s = 0; s < layer.num_slices; ++s) weights += layer.num_in + layer.widths[s];
+    for (int t = 0; t < batch.num_tiles; ++t) products += rank_of(t, 0) * ROWS * weights;
+    // Below this, waking another thread costs more than it saves. A tile is one thread's from its
+    // first input to its last output, so that nobody waits in between.
+#pragma omp parallel for schedule(dynamic) if (batch.num_tiles > 1 && products > THREADS_FROM)
+    for (int t = 0; t < batch.num_tiles; ++t) tile_rows(t);
   }
 };
 
