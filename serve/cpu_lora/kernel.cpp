@@ -24,7 +24,6 @@ struct Layer {
 struct Batch {
   const int32_t* slots;  // [tiles]
   const int32_t* rows;   // [tiles, ROWS], -1 beyond the tile's last row
-  float* h;              // scratch [tiles, slices, ROWS, max_rank]
   int32_t num_tiles;
 };
 
@@ -32,6 +31,7 @@ namespace {
 
 constexpr int LANES = 16;
 constexpr int ROWS = 6;  // rows of the batch per tile
+constexpr int MAX_RANK = 512;  // the largest that vLLM takes
 constexpr int VECS = 4;  // vectors of outputs that are expanded together: 24 sums fit 32 registers
 // Weights lie in the order in which they are read, so that those of adapters that are not in the
 // cache arrive as one stream: A in blocks of LANES ranks, [blocks, num_in, LANES]; B in blocks of
@@ -197,11 +197,6 @@ struct Call {
 
   static constexpr bool ROUNDED = PAIRS && sizeof(T) == 2;
 
-  float* h_at(int tile, int slice, int row) const {
-    return batch.h + ((static_cast<int64_t>(tile) * layer.num_slices + slice) * ROWS + row) *
-                         layer.max_rank;
-  }
-
   int rows_of(int tile) const {
     int n = 0;
     while (n < ROWS && batch.rows[tile * ROWS + n] >= 0) ++n;
@@ -212,7 +207,8 @@ struct Call {
     return layer.ranks[slice * layer.num_slots + batch.slots[tile]];
   }
 
-  void shrink(int tile, int slice) const {
+  // h [ROWS, max_rank] = x A of one slice.
+  void shrink(int tile, int slice, float* h) const {
     const int n = rows_of(tile), rank = rank_of(tile, slice);
     const T* xs[ROWS];
     for (int r = 0; r < n; ++r) xs[r] = x + batch.rows[tile * ROWS + r] * x_stride;
@@ -220,7 +216,7 @@ struct Call {
                  static_cast<int64_t>(batch.slots[tile]) * layer.max_rank * layer.num_in;
     for (int k = 0; k < rank; k += LANES) {
       float* hs[ROWS];
-      for (int r = 0; r < n; ++r) hs[r] = h_at(tile, slice, r) + k;
+      for (int r = 0; r < n; ++r) hs[r] = h + r * layer.max_rank + k;
       const T* block = a + k * layer.num_in;
       switch (n) {
         case 1: shrink_block<1>(xs, block, layer.num_in, hs); break;
@@ -232,11 +228,11 @@ struct Call {
       }
     }
     if (ROUNDED)
-      for (int r = 0; r < n; ++r) round_row(h_at(tile, slice, r), (rank + 1) & ~1);
+      for (int r = 0; r < n; ++r) round_row(h + r * layer.max_rank, (rank + 1) & ~1);
   }
 
   // y of one slice, which begins at column `offset`.
-  void expand(int tile, int slice, int64_t offset) const {
+  void expand(int tile, int slice, int64_t offset, const float* h) const {
     const int n = rows_of(tile), rank = rank_of(tile, slice);
     if (rank == 0) return;
     const int64_t last = layer.widths[slice];
@@ -251,7 +247,7 @@ struct Call {
       T whole[ROWS][BLOCK];
       for (int r = 0; r < n; ++r) {
         ys[r] = y + batch.rows[tile * ROWS + r] * y_stride + offset + o;
-        hs[r] = h_at(tile, slice, r);
+        hs[r] = h + r * layer.max_rank;
         if (width < BLOCK) {  // the slice ends within the block
           std::memcpy(whole[r], ys[r], width * sizeof(T));
           ys[r] = whole[r];
@@ -273,10 +269,11 @@ struct Call {
   }
 
   void tile_rows(int tile) const {
+    float h[ROWS * MAX_RANK];
     int64_t offset = 0;
     for (int s = 0; s < layer.num_slices; ++s) {
-      shrink(tile, s);
-      expand(tile, s, offset);
+      shrink(tile, s, h);
+      expand(tile, s, offset, h);
       offset += layer.widths[s];
     }
   }

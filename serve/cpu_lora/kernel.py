@@ -31,6 +31,8 @@ logger = logging.getLogger("vllm.distillery.cpu_lora")
 
 LANES, BLOCK = 16, 64
 """`LANES` and `BLOCK` of kernel.cpp: ranks and outputs that lie together."""
+MAX_RANK = 512
+"""`MAX_RANK` of kernel.cpp."""
 
 
 class _Described(ctypes.Structure):
@@ -63,7 +65,6 @@ class Batch(_Described):
     _fields_ = (
         ("slots", ctypes.c_void_p),
         ("rows", ctypes.c_void_p),
-        ("h", ctypes.c_void_p),
         ("num_tiles", ctypes.c_int32),
     )
 
@@ -99,9 +100,10 @@ class Kernel:
                 ctypes.c_float,
             )
 
-    def supports(self, dtype: torch.dtype, *, num_in: int) -> bool:
+    def supports(self, dtype: torch.dtype, *, num_in: int, max_rank: int) -> bool:
         """Whether there is an operator for rows of `num_in` inputs of `dtype`."""
-        return dtype in self._functions and not (dtype in self._paired and num_in % 2)
+        odd = dtype in self._paired and num_in % 2
+        return dtype in self._functions and not odd and max_rank <= MAX_RANK
 
     def weights(
         self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], *, ranks: list[list[int]]

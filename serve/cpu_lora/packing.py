@@ -73,6 +73,7 @@ class LayerAdapters:
         """Slots with NaN or infinite weights. They are left out of products that other rows
         take part in, for 0 × NaN of one adapter would spoil all rows of the batch."""
         self._weights: kernel.Weights | None = None
+        self._factors: dict[tuple[int, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
         self._packs: OrderedDict[tuple[tuple[int, ...], torch.dtype], Pack] = OrderedDict()
 
     def refresh(self) -> None:
@@ -88,6 +89,7 @@ class LayerAdapters:
                 return
         self._versions = versions
         self._packs.clear()
+        self._factors.clear()
         self._weights = None
         self._ranks = [true_ranks(a.flatten(1, 2)) for a in self.a]
         self._widths = [sum(ranks) for ranks in zip(*self._ranks, strict=True)]
@@ -102,6 +104,27 @@ class LayerAdapters:
     def rank(self, slice_index: int, slot: int) -> int:
         """True rank of the adapter in `slot` for one slice; 0 if it leaves the slice alone."""
         return self._ranks[slice_index][slot]
+
+    def side_by_side(
+        self, slot: int, *, out_dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One adapter of all slices as two factors: A [columns, in] and B [columns, sum out_i].
+
+        B is block-diagonal. Its zeros are multiplied as well, which costs less than passing over
+        the outputs once a slice: a long run of rows is limited by memory.
+        """
+        key = (slot, out_dtype)
+        if key not in self._factors:
+            ranks = [of_slice[slot] for of_slice in self._ranks]
+            a = [a[slot, 0, :rank] for a, rank in zip(self.a, ranks, strict=True)]
+            b = [b[slot, 0, :, :rank].t() for b, rank in zip(self.b, ranks, strict=True)]
+            self._factors[key] = torch.cat(a), torch.block_diag(*b).to(out_dtype).contiguous()
+        return self._factors[key]
+
+    @property
+    def max_rank(self) -> int:
+        """Rank up to which vLLM pads."""
+        return int(self.a[0].shape[2])
 
     def kernel_layer(self, operator: kernel.Kernel) -> kernel.Layer:
         """Return this layer as the compiled operator takes it."""

@@ -17,7 +17,7 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from serve.cpu_lora import kernel
 from serve.cpu_lora.packing import LayerAdapters, Pack
-from serve.cpu_lora.routing import Routing, Run, Span
+from serve.cpu_lora.routing import Routing, Run, Span, Tiles
 
 if TYPE_CHECKING:
     from vllm.lora.layers import LoRAMapping
@@ -41,7 +41,6 @@ class DensePunicaWrapper(PunicaWrapperCPU):
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
         self._layers: dict[int, LayerAdapters] = {}
         self._kernel = kernel.load()
-        self._scratch = torch.empty(0)
         self._token_routing: Routing | None = None
         self._sampler_routing: Routing | None = None
 
@@ -184,9 +183,8 @@ class DensePunicaWrapper(PunicaWrapperCPU):
         assert x.shape[0] >= routing.num_rows, (x.shape, routing.num_rows)
         compiled = add_inputs and self._compiled(y, x, layer)
         if compiled:
-            if routing.num_tiles:
-                self._add_tiles(y, x, layer, routing, scale)
-            if routing.only_tiles:
+            self._add_tiles(y, x, layer, routing.short_tiles, scale)
+            if routing.only_short:
                 return
         beta = int(add_inputs)
         for span in routing.spans:
@@ -207,27 +205,17 @@ class DensePunicaWrapper(PunicaWrapperCPU):
         return (
             self._kernel is not None
             and y.dtype is x.dtype is layer.dtype
-            and self._kernel.supports(y.dtype, num_in=x.shape[1])
+            and self._kernel.supports(y.dtype, num_in=x.shape[1], max_rank=layer.max_rank)
             and x.stride(1) == y.stride(1) == 1
         )
 
     def _add_tiles(
-        self, y: torch.Tensor, x: torch.Tensor, layer: LayerAdapters, routing: Routing, scale: float
+        self, y: torch.Tensor, x: torch.Tensor, layer: LayerAdapters, tiles: Tiles, scale: float
     ) -> None:
         assert self._kernel is not None
-        described = layer.kernel_layer(self._kernel)
-        needed = routing.tile_rows.numel() * described.num_slices * described.max_rank
-        if self._scratch.numel() < needed:
-            self._scratch = torch.empty(needed)
-        batch = routing.kernel_batch
-        if batch is None or batch.h != self._scratch.data_ptr():
-            batch = routing.kernel_batch = kernel.Batch(
-                routing.tile_slots.data_ptr(),
-                routing.tile_rows.data_ptr(),
-                self._scratch.data_ptr(),
-                routing.num_tiles,
-            )
-        self._kernel.add(y, x, described, batch, scale=scale)
+        if len(tiles):
+            described = layer.kernel_layer(self._kernel)
+            self._kernel.add(y, x, described, tiles.batch, scale=scale)
 
 
 def _add_run(
@@ -240,6 +228,14 @@ def _add_run(
     beta: int,
 ) -> None:
     rows = x[run.start : run.stop]
+    if sum(widths) == y.shape[1]:
+        a_CH, b_CO = layer.side_by_side(run.slot, out_dtype=y.dtype)
+        if len(a_CH):
+            h = linear(rows.to(a_CH.dtype), a_CH)
+            y[run.start : run.stop].addmm_(h.to(y.dtype), b_CO, beta=beta, alpha=scale)
+        elif not beta:
+            y[run.start : run.stop].zero_()
+        return
     offset = 0
     for index, (a, b, width) in enumerate(zip(layer.a, layer.b, widths, strict=True)):
         rank = layer.rank(index, run.slot)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -94,13 +94,11 @@ def find_spans(runs: Sequence[Run]) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def find_tiles(spans: Sequence[Span]) -> tuple[list[int], list[list[int]]]:
-    """Put the rows of short runs into tiles of one adapter: slots and padded rows of the tiles."""
+def find_tiles(runs: Iterable[Run]) -> tuple[list[int], list[list[int]]]:
+    """Put the rows of runs into tiles of one adapter: slots and padded rows of the tiles."""
     rows_of: dict[int, list[int]] = {}
-    for span in spans:
-        if not span.long:
-            for run in span.runs:
-                rows_of.setdefault(run.slot, []).extend(range(run.start, run.stop))
+    for run in runs:
+        rows_of.setdefault(run.slot, []).extend(range(run.start, run.stop))
     slots: list[int] = []
     tiles: list[list[int]] = []
     for slot, rows in sorted(rows_of.items()):
@@ -115,46 +113,61 @@ def find_tiles(spans: Sequence[Span]) -> tuple[list[int], list[list[int]]]:
 
 
 @dataclass
+class Tiles:
+    """Rows of a batch in tiles of one adapter, as the compiled operator takes them."""
+
+    slots: torch.Tensor
+    """Slot of each tile, int32 [tiles]; its rows may come from anywhere."""
+    rows: torch.Tensor
+    """Rows of each tile, int32 [tiles, ROWS_PER_TILE], -1 where a tile is not full."""
+
+    @classmethod
+    def of(cls, runs: Iterable[Run]) -> Tiles:
+        """Put the rows of `runs` into tiles."""
+        import torch
+
+        slots, rows = find_tiles(runs)
+        return cls(torch.tensor(slots, dtype=torch.int32), torch.tensor(rows, dtype=torch.int32))
+
+    def __len__(self) -> int:
+        return int(self.slots.shape[0])
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The operator's description; it points into the tensors."""
+        from serve.cpu_lora.kernel import Batch
+
+        return Batch(self.slots.data_ptr(), self.rows.data_ptr(), len(self))
+
+
+@dataclass
 class Routing:
     """The spans of one batch and the masks that layers of equal column layout share."""
 
     row_slots: torch.Tensor
     """Slot of each row, int64 [rows], -1 for base-only rows."""
     spans: tuple[Span, ...]
-    tile_slots: torch.Tensor
-    """Slot of each tile of short-run rows, int32 [tiles]; rows of one adapter from anywhere."""
-    tile_rows: torch.Tensor
-    """Rows of each tile, int32 [tiles, ROWS_PER_TILE], -1 where a tile is not full."""
-    only_tiles: bool
-    """Whether the tiles cover every row that has an adapter."""
     masks: dict[tuple[int, Columns], torch.Tensor] = field(default_factory=dict)
-    kernel_batch: Batch | None = None
-    """The tiles as the compiled operator takes them, once it has been called."""
 
     @classmethod
     def of(cls, row_slots: torch.Tensor) -> Routing:
         """Work out the spans of `row_slots`, int64 [rows]."""
-        import torch
+        return cls(row_slots, find_spans(find_runs(row_slots.tolist())))
 
-        spans = find_spans(find_runs(row_slots.tolist()))
-        slots, rows = find_tiles(spans)
-        return cls(
-            row_slots,
-            spans,
-            torch.tensor(slots, dtype=torch.int32),
-            torch.tensor(rows, dtype=torch.int32),
-            only_tiles=not any(span.long for span in spans),
-        )
+    @cached_property
+    def short_tiles(self) -> Tiles:
+        """Tiles of the rows in short runs."""
+        return Tiles.of(run for span in self.spans if not span.long for run in span.runs)
+
+    @cached_property
+    def only_short(self) -> bool:
+        """Whether the tiles cover every row that has an adapter."""
+        return not any(span.long for span in self.spans)
 
     @cached_property
     def num_rows(self) -> int:
         """Rows that the batch's mapping covers."""
         return int(self.row_slots.shape[0])
-
-    @cached_property
-    def num_tiles(self) -> int:
-        """Tiles of short-run rows."""
-        return int(self.tile_slots.shape[0])
 
     def foreign(self, span: Span, columns: Columns) -> torch.Tensor:
         """Return bool [rows of the span, columns], true where the column is another adapter's."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.cpu_lora.routing import LONG_RUN_ROWS, find_runs, find_spans, find_tiles
+from serve.cpu_lora.routing import LONG_RUN_ROWS, Routing, Tiles, find_runs, find_spans
 
 SLOTS = st.lists(
     st.tuples(st.integers(-1, 3), st.sampled_from([1, 2, 7, LONG_RUN_ROWS, LONG_RUN_ROWS + 9])),
@@ -18,17 +19,26 @@ SLOTS = st.lists(
 
 @given(SLOTS)
 def test_every_adapter_row_is_multiplied_exactly_once(slots: list[int]) -> None:
-    spans = find_spans(find_runs(slots))
-    done: dict[int, int] = {}
-    for span in spans:
-        if span.long:
-            done |= {row: span.slots[0] for row in range(span.start, span.stop)}
-    for slot, rows in zip(*find_tiles(spans), strict=True):
+    routing = Routing.of(torch.tensor(slots, dtype=torch.long))
+    wanted = {row: slot for row, slot in enumerate(slots) if slot >= 0}
+    long_rows = {
+        row: span.slots[0]
+        for span in routing.spans
+        if span.long
+        for row in range(span.start, span.stop)
+    }
+    assert rows_of(routing.short_tiles) | long_rows == wanted
+    assert routing.only_short is not bool(long_rows)
+
+
+def rows_of(tiles: Tiles) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for slot, rows in zip(tiles.slots.tolist(), tiles.rows.tolist(), strict=True):
         for row in rows:
             if row >= 0:
-                assert row not in done
-                done[row] = slot
-    assert done == {row: slot for row, slot in enumerate(slots) if slot >= 0}
+                assert row not in found
+                found[row] = slot
+    return found
 
 
 def test_short_runs_share_a_span_and_long_ones_stand_alone() -> None:
