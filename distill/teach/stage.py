@@ -33,6 +33,7 @@ from distill.teach.config import (
     OneTeacher,
     ProgramTeacher,
     ReplayTeacher,
+    SeveralTeachers,
     VLLMTeacher,
     gives_candidates,
     members_of,
@@ -133,7 +134,7 @@ def generate(
     for member, own in shares(rows, config):
         found.add(_collected(task, member, own, store=store, on_progress=on_progress))
     answers = found.answers
-    if gives_candidates(config):
+    if gives_candidates(config) and found.stopped is None:
         judged = choose(
             task, jury or JuryConfig(), candidates=answers, store=store, on_progress=on_progress
         )
@@ -145,13 +146,15 @@ def generate(
     store.remove("completions")
     store.write_table(FAILED, rows_table(found.failed, _FAILED))
     store.write_table(TIMINGS, rows_table(found.timings, _TIMINGS))
-    store.write_table(
-        ANSWERS, rows_table([{**row, "latency_s": None} for row in answers], COMPLETION)
-    )
     payer = Path(store.root).name
     keep_bill(store, "answers", bill(found.journal, keys=found.keys, payer=payer))
     if found.stopped is not None:
         raise found.stopped
+    store.write_table(
+        ANSWERS, rows_table([{**row, "latency_s": None} for row in answers], COMPLETION)
+    )
+    if found.silent is not None and isinstance(config, SeveralTeachers):
+        raise found.silent
     errors = Counter(row["error"] for row in found.failed)
     _check_failures(len(rows), len(answers), errors, config=config, task=task)
     return Generated(len(answers), sum(row["cost_usd"] for row in found.answers))
@@ -181,6 +184,9 @@ class _Found:
     journal: list[Row] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     stopped: StageError | None = None
+    """What to raise for a budget that ended first."""
+    silent: StageError | None = None
+    """What to raise for one of several teachers that answered nothing."""
 
     def add(self, other: _Found) -> None:
         """Take another teacher's in."""
@@ -190,6 +196,7 @@ class _Found:
         self.journal += other.journal
         self.keys |= other.keys
         self.stopped = self.stopped or other.stopped
+        self.silent = self.silent or other.silent
 
 
 def _collected(
@@ -217,10 +224,10 @@ def _collected(
         ]
         found = _Found(answers=[{**row, "sample": 0} for row in answers], failed=failed)
     if prompts and not found.answers and found.stopped is None:
-        raise StageError(
+        errors = Counter(row["error"] for row in found.failed)
+        found.silent = StageError(
             f"{name} answered none of {len(prompts)} prompts; the commonest error: "
-            f"{_commonest(Counter(row['error'] for row in found.failed))}. Mend it and run again, "
-            "or take the teacher out."
+            f"{_commonest(errors)}. Mend it and run again, or take it out of teacher.members."
         )
     return found
 
