@@ -21,7 +21,8 @@ from distill.teach.config import ProgramTeacher, ReplayTeacher
 from distill.teach.teacher import build_teacher, request_key
 
 FEW_ROWS, FEW_BATCH, BATCH = 10_000, 256, 4096
-"""A batch is a file: a small run shows its progress, a large one has no thousands of them."""
+"""A batch is a file: a small run shows its progress, a large one has no thousands of them. Few
+rows pass through the driver."""
 ROWS_PER_ACTOR = 250_000
 """A process answers some thousand rows a second and takes seconds to start."""
 COMPLETIONS = "completions"
@@ -56,12 +57,16 @@ def compute(
     import ray
 
     total = sum(store.num_rows(path) for path in prompts)
+    few = total <= FEW_ROWS
     map_to_parquet(
-        ParquetFiles(tuple(store.path(path) for path in prompts), store.fs, total),
+        # Tasks that read files take 15 s to start on two cores: only many rows are worth it.
+        [row for path in prompts for row in store.read_rows(path)]
+        if few
+        else ParquetFiles(tuple(store.path(path) for path in prompts), store.fs, total),
         make_worker=_worker(str(task.folder), config, known=_known(store)),
         store=store / COMPLETIONS,
         schema=COMPLETION,
-        batch_size=FEW_BATCH if total <= FEW_ROWS else BATCH,
+        batch_size=FEW_BATCH if few else BATCH,
         actors=max(1, min(int(ray.cluster_resources().get("CPU", 1)) - 1, total // ROWS_PER_ACTOR)),
         on_progress=on_progress,
     )
