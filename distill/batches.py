@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 import traceback
 import uuid
 from collections import Counter
@@ -35,6 +36,15 @@ class ParquetFiles:
     num_rows: int
 
 
+def failed_block() -> dict[str, list[Any]]:
+    """What a worker returns for a block in which something was raised, for `drain` to raise.
+
+    Raised in the worker it would reach the driver as text inside Ray Data's own exception.
+    """
+    traceback.print_exc()
+    return {"done": [0], "error": [pickle.dumps(sys.exception())]}
+
+
 class _BatchWriter:
     """A Ray Data actor: makes its worker once, then answers batches and writes them."""
 
@@ -52,9 +62,8 @@ class _BatchWriter:
             if done:
                 part = f"part-{uuid.uuid4().hex}.parquet"
                 self._store.write_table(part, rows_table(done, self._schema))
-        except Exception as error:
-            traceback.print_exc()
-            return {"done": [0], "error": [pickle.dumps(error)]}
+        except Exception:
+            return failed_block()
         return {"done": [len(rows)], "error": [b""]}
 
 

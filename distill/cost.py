@@ -37,10 +37,7 @@ def teacher_price(teacher: AnyTeacher) -> TokenPrice | None:
     it costs nothing. Raises ConfigError for a model or a recording whose price nobody knows.
     """
     if teacher.price is not None:
-        price = teacher.price
-        return TokenPrice(
-            price.input_usd_per_mtok, price.output_usd_per_mtok, "teacher.price of the run"
-        )
+        return teacher.price.as_token_price("teacher.price of the run")
     if isinstance(teacher, SeveralTeachers):
         return _together(teacher)
     if isinstance(teacher, ProgramTeacher):

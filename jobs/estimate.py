@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cluster.prices import TokenPrice, api_price
+from cluster.prices import api_price
 from cluster.storage import Store
 from distill.prompts.config import FromTask
 from distill.prompts.stage import make_prompts
@@ -81,6 +81,5 @@ def _estimate(run: Run, teacher: LiteLLMTeacher, rows: list[dict[str, Any]]) -> 
     ]
     price = api_price(teacher.model)
     if teacher.price is not None:
-        own = teacher.price
-        price = TokenPrice(own.input_usd_per_mtok, own.output_usd_per_mtok, "[teacher.price]")
+        price = teacher.price.as_token_price("[teacher.price]")
     return estimate(rows, teacher, missing=missing, earlier=earlier, price=price)

@@ -68,12 +68,17 @@ class EnginePlan:
 
     def environment(self) -> dict[str, str]:
         """Environment variables that the worker process needs before vLLM is imported."""
-        variables = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        if self.on_cpu:
-            variables |= cpu_engine.environment(kv_cache_gb=self.kv_cache_gb)
-        if Path(self.model).is_dir():
-            variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        return variables
+        return engine_environment(self.model, on_cpu=self.on_cpu, kv_cache_gb=self.kv_cache_gb)
+
+
+def engine_environment(model: str, *, on_cpu: bool, kv_cache_gb: int) -> dict[str, str]:
+    """Environment of a process that holds an engine, set before vLLM is imported."""
+    variables = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if on_cpu:
+        variables |= cpu_engine.environment(kv_cache_gb=kv_cache_gb)
+    if Path(model).is_dir():
+        variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return variables
 
 
 class EngineWorker:

@@ -100,6 +100,4 @@ class JudgeClient:
 def _price(config: JudgeLiteLLM) -> TokenPrice | None:
     if config.price is None:
         return api_price(config.model)
-    return TokenPrice(
-        config.price.input_usd_per_mtok, config.price.output_usd_per_mtok, "the judge's own price"
-    )
+    return config.price.as_token_price("the judge's own price")

@@ -11,9 +11,10 @@ import json
 import random
 from typing import Any
 
+from distill.batches import Progress
 from distill.prompts.config import EvolInstruct, Operation
 from distill.prompts.pool import Pool, Variables, read_objects
-from distill.prompts.self_instruct import Ask, OnProgress, about
+from distill.prompts.self_instruct import Ask, about
 from distill.records import Message
 
 OPERATIONS: dict[Operation, str] = {
@@ -35,7 +36,7 @@ def evol_instruct(
     *,
     target: int,
     ask: Ask,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Grow the pool by `target` prompts; returns a dictionary for each generation.
 
@@ -57,7 +58,7 @@ def evol_instruct(
         ):
             if len(pool.grown) >= target:
                 break
-            [candidate, *_] = read_objects(answer)
+            candidate = next(iter(read_objects(answer)), None)
             if pool.add(candidate, parent=parent):
                 added[operation] += 1
                 if place < len(parents):
@@ -77,7 +78,7 @@ def evol_instruct(
 
 def question(pool: Pool, parent: Variables, operation: Operation) -> list[Message]:
     """Return the request to rewrite a prompt."""
-    shown = {name: parent[name] for name in pool.fields}
+    shown = {name: parent[name] for name in pool.fields if name in parent}
     return [
         {"role": "system", "content": about(pool)},
         {

@@ -61,7 +61,7 @@ class Pool:
 
     def text(self, variables: Variables) -> str:
         """The text of a prompt's fields."""
-        return "\n".join(str(variables[name]) for name in self.fields)
+        return "\n".join(str(variables.get(name, "")) for name in self.fields)
 
     def _problem(self, candidate: Any) -> str:
         if not isinstance(candidate, dict):

@@ -12,13 +12,13 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from distill.batches import Progress
 from distill.prompts.config import SelfInstruct
 from distill.prompts.pool import Pool, Variables, read_objects
 from distill.records import Message
 
 Ask = Callable[[Sequence[list[Message]]], list[str]]
 """Conversations to a model's answers, in order; "" for one that was not answered."""
-OnProgress = Callable[[int, int], None]
 ROUNDS_WITHOUT_GAIN = 2
 
 
@@ -28,7 +28,7 @@ def self_instruct(
     *,
     target: int,
     ask: Ask,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> list[dict[str, int]]:
     """Grow the pool by `target` prompts; returns {"round", "asked", "added"} of each round.
 

@@ -143,16 +143,6 @@ class Assignment:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass
-class Split:
-    """Prompt rows by split, and what was left out on the way."""
-
-    rows: dict[str, list[Row]]
-    duplicates: int = 0
-    conflicts: int = 0
-    notes: list[str] = field(default_factory=list)
-
-
 def assign(index: Index, *, sizes: dict[str, int], seed: int) -> Assignment:
     """Assign rows to splits: test first, then validation, then train, each stratified.
 
@@ -192,18 +182,6 @@ def assign(index: Index, *, sizes: dict[str, int], seed: int) -> Assignment:
                 f"out because they share {index.disjoint} with another split."
             )
     return result
-
-
-def split_rows(
-    rows: Sequence[Row], *, sizes: dict[str, int], disjoint: list[list[str]], seed: int
-) -> Split:
-    """Split rows in memory by `assign`, each split in the rows' order."""
-    found = assign(Index.of(rows, disjoint), sizes=sizes, seed=seed)
-    by_split: dict[str, list[Row]] = {name: [] for name in SPLITS}
-    for row, number in zip(rows, found.splits, strict=True):
-        if number != NONE:
-            by_split[SPLITS[number]].append({**row, "split": SPLITS[number]})
-    return Split(by_split, found.duplicates, found.conflicts, found.notes)
 
 
 def contamination(index: Index, splits: np.ndarray) -> dict[str, Any]:

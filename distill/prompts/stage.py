@@ -19,12 +19,13 @@ import pyarrow as pa
 
 from cluster.errors import ConfigError, StageError
 from cluster.storage import Store, digest_of, rows_table
+from distill.batches import Progress
 from distill.config import PromptsConfig
 from distill.prompts.config import EvolInstruct, SelfInstruct
 from distill.prompts.evol_instruct import evol_instruct
 from distill.prompts.logs import LogsConfig, read_log
 from distill.prompts.pool import Pool
-from distill.prompts.self_instruct import Ask, OnProgress, made, self_instruct
+from distill.prompts.self_instruct import Ask, made, self_instruct
 from distill.prompts.source import read_prompts
 from distill.prompts.split import SPLITS, Assignment, Index, assign, contamination, render
 from distill.records import PROMPT
@@ -79,7 +80,7 @@ def make_prompts(
     *,
     store: Store,
     ask: Ask | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> Prompts:
     """Write `prompts/<split>.parquet` and `prompts/contamination.json`.
 
@@ -132,7 +133,7 @@ def _grow(
     target: int,
     store: Store,
     ask: Ask,
-    report: OnProgress | None,
+    report: Progress | None,
 ) -> Prompts:
     """Add prompts that a model wrote to the training split; the writer never sees the others.
 
@@ -184,7 +185,7 @@ def _write(
     sizes: dict[str, int],
     seed: int,
     store: Store,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> Prompts:
     """Split rows and write each split in the order in which they came."""
     index = Index(disjoint)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import pickle
 import threading
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.batches import failed_block
 from distill.tasks.task import load_task
 from distill.teach.config import LiteLLMTeacher
 from distill.teach.journal import Journal, read_journal
@@ -68,9 +67,8 @@ class AskingWorker:
             missing = self._unanswered(rows)
             asked = asyncio.run_coroutine_threadsafe(self._all(missing), self._loop).result()
             outcomes = [True] * (len(rows) - len(missing)) + asked
-        except Exception as error:
-            traceback.print_exc()
-            return {"done": [0], "stopped": [0], "error": [pickle.dumps(error)]}
+        except Exception:
+            return {"stopped": [0], **failed_block()}
         return {
             "done": [outcomes.count(True)],
             "stopped": [outcomes.count(False)],

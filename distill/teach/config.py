@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from cluster.config import StrictModel
+from cluster.prices import TokenPrice
 
 
 class Price(StrictModel):
@@ -16,6 +17,10 @@ class Price(StrictModel):
     """Prompt tokens."""
     output_usd_per_mtok: float = Field(ge=0)
     """Completion tokens."""
+
+    def as_token_price(self, source: str) -> TokenPrice:
+        """Return it as the price table has its own; `source` says whose figure it is."""
+        return TokenPrice(self.input_usd_per_mtok, self.output_usd_per_mtok, source)
 
 
 class ProgramTeacher(StrictModel):

@@ -200,7 +200,7 @@ class LiteLLMTeacherRunner:
 
     def most_usd(self, row: dict[str, Any]) -> float:
         """Most that a row's requests can cost: a token is at least two bytes of the prompt."""
-        tokens_in = sum(len(m["content"].encode()) + 16 for m in row["messages"]) / 2
+        tokens_in = sum(len(m["content"].encode()) + 16 for m in self._messages(row)) / 2
         tokens_out = self._config.max_tokens
         once = tokens_in * self._prices[0] + tokens_out * self._prices[2]
         if not self._config.repair:
@@ -208,10 +208,13 @@ class LiteLLMTeacherRunner:
         # The repair sends the answer back as well.
         return 2 * once + tokens_out * self._prices[0]
 
+    def _messages(self, row: dict[str, Any]) -> list[Message]:
+        reasoning = self._config.reasoning
+        return with_reasoning(row["messages"]) if reasoning else list(row["messages"])
+
     async def ask(self, row: dict[str, Any], *, gate: Gate | None = None) -> Answer:
         """Answer one row; an answer that does not fit the output is repaired at most once."""
-        reasoning = self._config.reasoning
-        messages = with_reasoning(row["messages"]) if reasoning else list(row["messages"])
+        messages = self._messages(row)
         sample = row.get("sample") or 0
         answer = await self._ask(messages, gate, sample=sample)
         if answer.error or not self._config.repair:

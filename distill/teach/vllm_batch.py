@@ -6,8 +6,6 @@ Each batch's answers are in the journal before the batch counts, as those of an 
 from __future__ import annotations
 
 import json
-import pickle
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,17 @@ from typing import Any
 from cluster import cpu_engine
 from cluster.errors import StageError, root_cause
 from cluster.models import model_location
-from distill.batches import Progress, drain
+from distill.batches import Progress, drain, failed_block
+from distill.evaluate.engine import engine_environment
 from distill.tasks.task import Task
-from distill.teach.config import VLLMTeacher
+from distill.teach.config import Price, VLLMTeacher
 from distill.teach.journal import Journal
 from distill.teach.reasoning import split_reasoning, with_reasoning
 from distill.teach.teacher import Answer, journal_row, teacher_name
 
 KV_CACHE_GB = 1
 """Of an engine on CPU cores; `[teacher.engine] kv_cache_memory_bytes` overrides it."""
+FREE = Price(input_usd_per_mtok=0, output_usd_per_mtok=0)
 RESTARTS = 3
 """Of an engine, before the stage gives up."""
 
@@ -51,7 +51,9 @@ def ask_vllm(
         vLLMEngineProcessorConfig(
             model_source=model_location(config.model),
             engine_kwargs=_engine_arguments(config, on_cpu=on_cpu),
-            runtime_env={"env_vars": _environment(config, on_cpu=on_cpu)},
+            runtime_env={
+                "env_vars": engine_environment(config.model, on_cpu=on_cpu, kv_cache_gb=KV_CACHE_GB)
+            },
             placement_group_config={"bundles": [{"CPU": 1}]} if on_cpu else None,
             concurrency=(config.replicas, config.replicas),
             batch_size=config.batch_size,
@@ -110,9 +112,8 @@ class _JournalWriter:
                 answer = self._answer(found)
                 row = json.loads(found["row"])
                 self._journal.add(journal_row(row, answer, teacher=self._name, payer=self._payer))
-        except Exception as error:
-            traceback.print_exc()
-            return {"done": [0], "error": [pickle.dumps(error)]}
+        except Exception:
+            return failed_block()
         return {"done": [len(rows)], "error": [b""]}
 
     def _answer(self, found: Row) -> Answer:
@@ -122,7 +123,8 @@ class _JournalWriter:
         if self._config.reasoning:
             rationale, text = split_reasoning(text)
         tokens_in, tokens_out = int(found["prompt_tokens"]), int(found["completion_tokens"])
-        price = self._config.price
+        # Without a price: the cluster's own hours are not billed by the token.
+        price = (self._config.price or FREE).as_token_price("[teacher.price]")
         return Answer(
             completion=text,
             rationale=rationale,
@@ -131,11 +133,7 @@ class _JournalWriter:
             prompt_tokens=tokens_in,
             completion_tokens=tokens_out,
             latency_s=float(found["latency_s"]),
-            # The cluster's own hours are not billed by the token.
-            cost_usd=0.0
-            if price is None
-            else (tokens_in * price.input_usd_per_mtok + tokens_out * price.output_usd_per_mtok)
-            / 1e6,
+            cost_usd=price.request_usd(prompt_tokens=tokens_in, completion_tokens=tokens_out),
         )
 
 
@@ -164,12 +162,3 @@ def _engine_arguments(config: VLLMTeacher, *, on_cpu: bool) -> Row:
     if on_cpu:
         arguments |= cpu_engine.engine_arguments(kv_cache_gb=KV_CACHE_GB)
     return arguments | config.engine
-
-
-def _environment(config: VLLMTeacher, *, on_cpu: bool) -> dict[str, str]:
-    variables = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if on_cpu:
-        variables |= cpu_engine.environment(kv_cache_gb=KV_CACHE_GB)
-    if Path(config.model).is_dir():
-        variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    return variables

@@ -25,7 +25,7 @@ def compiler() -> str | None:
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def load() -> ctypes.CDLL | None:
     """Load the kernels, compiling them on first use; None where that is not possible.
 
     The file is kept in `$DISTILLERY_CACHE` or `~/.cache/distillery` under a digest of source and
@@ -61,7 +61,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _call(name: str, *arguments: torch.Tensor | int | float | bool) -> None:
-    lib = library()
+    lib = load()
     assert lib is not None
     converted: list[object] = []
     for value in arguments:

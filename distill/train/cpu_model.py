@@ -398,6 +398,6 @@ def why_not(model: Any, *, zero_stage: int) -> str:
         not hasattr(named.get(f"self_attn.{n}") or named.get(f"mlp.{n}"), "lora_A") for n in ADAPTED
     ):
         return "not every linear layer has an adapter"
-    if kernels.library() is None:
+    if kernels.load() is None:
         return "no C++ compiler was found (install g++)"
     return ""

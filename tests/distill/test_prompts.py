@@ -9,7 +9,7 @@ from cluster.errors import DataError
 from cluster.storage import Store
 from distill.config import PromptsConfig
 from distill.prompts.source import read_jsonl
-from distill.prompts.split import SPLITS, Index, build_rows, contamination, split_rows
+from distill.prompts.split import SPLITS, Index, assign, build_rows, contamination
 from distill.prompts.stage import make_prompts
 from distill.tasks.task import load_task
 
@@ -130,4 +130,4 @@ def test_an_id_that_stands_twice_is_refused(starter):
 def test_a_split_that_ends_empty_is_an_error(starter):
     rows = build_rows(load_task(starter), read_jsonl(starter / "prompts.jsonl")[:1])
     with pytest.raises(DataError, match="no prompt is left for"):
-        split_rows(rows, sizes={"train": 1, "validation": 1, "test": 1}, disjoint=[], seed=0)
+        assign(Index.of(rows, []), sizes={"train": 1, "validation": 1, "test": 1}, seed=0)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from loopback import free_port
-from openai_server import openai_server
+from openai_server import OpenAIServer, openai_server
 
 from distill.teach.journal import read_journal
 
@@ -62,19 +62,25 @@ def kill_session(process: subprocess.Popen) -> None:
     process.wait()
 
 
+def under_way(tmp_path: Path, server: OpenAIServer) -> subprocess.Popen:
+    """Start a run in a session of its own; returns when it has asked 30 of its 72 prompts."""
+    process = subprocess.Popen(
+        command(tmp_path, server.url), cwd=ROOT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(server.requests) < 30 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return process
+
+
 def test_a_killed_run_asks_again_only_for_what_was_in_flight(tmp_path):
     def respond(body, number):
         time.sleep(0.15)
         return 200, json.dumps({"prompt": body["messages"][-1]["content"]})
 
     with openai_server(respond) as server:
-        process = subprocess.Popen(
-            command(tmp_path, server.url), cwd=ROOT, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while len(server.requests) < 30 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        process = under_way(tmp_path, server)
         kill_session(process)
         kept = {row["example_id"] for row in answers(tmp_path)}
         assert 0 < len(kept) < 72
@@ -105,13 +111,7 @@ def test_a_killed_worker_is_replaced_and_what_it_had_answered_is_not_asked_again
         return 200, json.dumps({"prompt": body["messages"][-1]["content"]})
 
     with openai_server(respond) as server:
-        process = subprocess.Popen(
-            command(tmp_path, server.url), cwd=ROOT, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while len(server.requests) < 30 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        process = under_way(tmp_path, server)
         [worker, *_] = workers(process)
         os.kill(worker, signal.SIGKILL)
         time.sleep(0.5)  # what it had sent has arrived; its successor takes seconds to start

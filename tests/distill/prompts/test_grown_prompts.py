@@ -223,3 +223,17 @@ def test_without_a_model_to_write_the_error_says_what_to_set():
 def test_a_task_without_text_to_write_is_refused(task):
     with pytest.raises(ConfigError, match="variables that are text"):
         Pool(task, SelfInstruct(fields=("weight",)), seeds=SEEDS, held_out=[])
+
+
+@pytest.mark.parametrize("answer", ["[]", "", "null", "[[]]"])
+def test_a_rewrite_that_is_no_prompt_is_counted_and_the_others_go_on(task, answer):
+    grown = Pool(task, EvolInstruct(generations=1), seeds=list(SEEDS), held_out=[])
+    good = json.dumps(ticket(7))
+    evol_instruct(grown, EvolInstruct(generations=1), target=2, ask=lambda _: [answer, good])
+    assert len(grown.grown) == 1
+    assert grown.refused == {"unreadable": 1}
+
+
+def test_prompts_that_lack_a_field_are_compared_by_what_they_have(task):
+    grown = Pool(task, SelfInstruct(), seeds=[*SEEDS, {"ticket": "It hums."}], held_out=[])
+    assert grown.add({"product": "fan", "problem": "noise", "ticket": "It rattles at night."})

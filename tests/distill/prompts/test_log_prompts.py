@@ -8,9 +8,12 @@ import pytest
 
 from cluster.errors import ConfigError, DataError
 from cluster.example import example_id
+from cluster.storage import Store
+from distill.config import PromptsConfig
 from distill.prompts.logs import REQUIRED, LogsConfig, read_log
-from distill.prompts.split import split_rows
+from distill.prompts.stage import make_prompts
 from distill.records import PROMPT
+from distill.tasks.task import load_task
 from serve.request_log import SCHEMA, RequestLog
 
 
@@ -72,8 +75,10 @@ def test_prompts_have_ids_of_what_they_say_now_and_can_be_split(tmp_path):
     assert all(r["example_id"] == example_id(r["messages"]) for r in found)
     assert pa.Table.from_pylist(found, schema=PROMPT).num_rows == 9
     sizes = {"train": 5, "validation": 2, "test": 2}
-    split = split_rows(found, sizes=sizes, disjoint=[], seed=1)
-    assert {name: len(members) for name, members in split.rows.items()} == sizes
+    config = PromptsConfig(**sizes, make=LogsConfig(uri=str(tmp_path)))
+    prompts = make_prompts(load_task("reconcile"), config, store=Store(tmp_path / "run"))
+    assert prompts.sizes == sizes
+    assert {r["example_id"] for r in prompts.all_rows()} == {r["example_id"] for r in found}
 
 
 def test_nothing_of_the_unmasked_prompt_is_left(tmp_path):
