@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.errors import PrerequisiteError
@@ -61,7 +62,12 @@ def ray_session(config: ClusterConfig, *, log_folder: Path | None = None) -> Ite
     # Unix socket paths end at 107 bytes, so the folder is short and not inside the run.
     folder = tempfile.mkdtemp(prefix="dst-", dir="/tmp" if Path("/tmp").is_dir() else None)
     try:
-        yield _start(config, folder)
+        yield start_local_ray(
+            folder,
+            num_cpus=config.logical_cpus,
+            object_store_memory=config.object_store_mb * 2**20,
+            _metrics_export_port=config.metrics_port,
+        )
     finally:
         ray.shutdown()
         if log_folder is not None:
@@ -69,23 +75,23 @@ def ray_session(config: ClusterConfig, *, log_folder: Path | None = None) -> Ite
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(config: ClusterConfig, folder: str) -> str:
-    """Start a Ray in `folder` and return its address.
+def start_local_ray(folder: str, **options: Any) -> str:
+    """Start a Ray in `folder`, without dashboard, and return its address.
 
-    Ray 2.60 gives its own processes 30 s to find each other (`Node.__init__`), which a machine that
-    is busy with something else may not manage: it is then stopped and started once more.
+    `options` go to `ray.init`. Ray 2.60 gives its own processes 30 s to find each other
+    (`Node.__init__`), which a machine that is busy with something else may not manage: it is then
+    stopped and started once more.
     """
     import ray
 
     for last in (False, True):
         try:
             context = ray.init(
-                num_cpus=config.logical_cpus,
-                object_store_memory=config.object_store_mb * 2**20,
+                address="local",
                 include_dashboard=False,
                 log_to_driver=False,
                 _temp_dir=folder,
-                _metrics_export_port=config.metrics_port,
+                **options,
             )
             break
         except Exception as error:

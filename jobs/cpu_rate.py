@@ -44,7 +44,7 @@ class StepTime:
 
 
 def with_measured_rate(setting: Setting) -> Setting:
-    """Return the setting with this machine's present speed in place of the CPU's placeholder."""
+    """Return the setting with the speed that this machine has now."""
     return replace(setting, hardware=with_time(setting, measure(setting).mean))
 
 
@@ -133,29 +133,17 @@ def _step(
     only about 0.8 of bfloat16's speed on CPU.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from distill.train.encode import Encoded, Item
-    from distill.train.model import Training, target_names, trunk_of
+    from distill.train.model import Training, make_trainable, trunk_of, with_adapter
     from distill.train.objectives import NextToken, shares
 
     config = AutoConfig.for_model(model.model_type, **_fields(model, blocks))
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    if train.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-    lora = LoraConfig(
-        r=student.rank,
-        lora_alpha=student.alpha,
-        lora_dropout=student.dropout,
-        target_modules=target_names(base, student.target_modules),
-        use_rslora=student.tuning == "rslora",
-        use_dora=student.tuning == "dora",
-        task_type="CAUSAL_LM",
-    )
-    peft = get_peft_model(base, lora, autocast_adapter_dtype=False)
-    peft.train()
+    make_trainable(base, train)
+    peft = with_adapter(base, student, train)
     cpu = torch.device("cpu")
     trunk, _ = trunk_of(
         peft, device=cpu, zero_stage=train.zero_stage, max_length=student.max_length

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from cluster.errors import ConfigError
 from cluster.models import require_chat_template
 from cluster.session import require_memory, require_port
+from distill.formats.convert import open_source
 from distill.judge.judges import check_jury
 from distill.prompts.writer import check_writer
-from distill.teach.config import gives_candidates
+from distill.teach.config import gives_candidates, members_of
 from distill.teach.stage import check_teacher
+from distill.train.prepare import check_settings
+from distill.train.stage import with_absolute_paths
 from distill.train.track import check_trackers
+from jobs.config import RunConfig
 from jobs.run import Run
 
 
@@ -26,6 +30,10 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
         check_jury(config.jury.judges, run.task)
     if "train" in stages:
         check_trackers(config.train.track)
+    if "train" in stages:
+        check_settings(config.student, config.train)
+        with_absolute_paths(config.train)
+        require_answers_for(config)
     if {"train", "evaluate", "deploy"} & set(stages):
         require_chat_template(config.student.model, field="student.model")
     if {"evaluate", "publish", "deploy"} & set(stages):
@@ -34,6 +42,24 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
         require_memory(config.cluster.min_free_memory_gb, purpose="this run")
     if "deploy" in stages and local:
         require_port(config.serve.port, field="serve.port", host=config.serve.host)
+
+
+def require_answers_for(config: RunConfig) -> None:
+    """Raise ConfigError where the teacher will not bring what the method learns from."""
+    method = config.train.method
+    if method == "dpo" and not config.train.dpo.pairs and not gives_candidates(config.teacher):
+        raise ConfigError(
+            "train.method 'dpo' needs several answers a prompt, and the teacher gives one; set "
+            "teacher.samples to 2 or more, take several teachers, or give pairs in train.dpo.pairs"
+        )
+    if method == "dpo" and config.train.dpo.pairs:
+        open_source(config.train.dpo.pairs)
+    asked = [member for member in members_of(config.teacher) if hasattr(member, "reasoning")]
+    if method == "cot" and asked and not any(member.reasoning for member in asked):
+        raise ConfigError(
+            "train.method 'cot' needs reasoning, and no teacher is asked for any; set "
+            "teacher.reasoning = true, or take method 'sft'"
+        )
 
 
 def require_servable(tuning: str) -> None:

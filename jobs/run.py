@@ -35,11 +35,11 @@ STAGES: dict[str, tuple[str, ...]] = {
     "deploy": ("serve",),
 }
 # What only says how fast or how safely the same result is made.
-NEUTRAL = {"train": {"max_failures", "keep_checkpoints", "track"}}
+NEUTRAL = {"train": {"max_failures", "keep_checkpoints", "track", "workers", "threads_per_worker"}}
 
 # What a stage would otherwise resume from or return as it is, when it is asked to do it again.
 # Answers of a teacher are not among them: what was paid for is kept.
-RESUMED_FROM = {"train": ("checkpoints", "train.json", "tensorboard")}
+RESUMED_FROM = {"train": ("checkpoints", "train.json", "tensorboard", "samples")}
 
 
 @dataclass(frozen=True)

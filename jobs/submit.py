@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.errors import ConfigError, PrerequisiteError
+from distill.train.config import TrainConfig
 from jobs.config import RunConfig, load_run_config
 
 # What a job does not need, as .gitignore patterns; the rest of the folder travels with it.
@@ -20,6 +21,8 @@ EXCLUDED = [
     "/.venv", "/.git", "/.cache", "/runs", "/registry", "/build", "/tests", "/docs",
     ".*_cache", "/.hypothesis", "*.parquet",
 ]  # fmt: skip
+
+MODELS = ("student.model", "train.kd.teacher", "train.on_policy.teacher")
 
 
 def submit_run(
@@ -106,18 +109,33 @@ def is_loopback(address: str) -> bool:
         return False
 
 
+def _training_paths(train: TrainConfig) -> dict[str, str]:
+    """Return the paths that the method in use reads."""
+    used = {
+        "kd": {"train.kd.teacher": train.kd.teacher},
+        "on_policy": {"train.on_policy.teacher": train.on_policy.teacher},
+        "dpo": {"train.dpo.pairs": train.dpo.pairs} if train.dpo.pairs else {},
+    }.get(train.method, {})
+    if train.method == "kd" and train.kd.source == "cache":
+        used["train.kd.cache"] = train.kd.cache
+    if train.mix is not None:
+        used["train.mix.data"] = train.mix.data
+    return used
+
+
 def _paths(config: RunConfig, *, loopback: bool) -> list[str]:
     """Overrides that make relative paths mean the same in the job as here."""
     fields = {
         "run.root": config.run.root,
         "registry.uri": config.registry.uri,
         "student.model": config.student.model,
+        **_training_paths(config.train),
     }
     overrides: list[str] = []
     for name, value in fields.items():
         local = "://" not in value and not Path(value).is_absolute()
-        if name == "student.model" and not Path(value).exists():
-            continue
+        if name in MODELS and not Path(value).exists():
+            continue  # a hub name
         if local and not loopback:
             raise ConfigError(
                 f"{name} {value!r} is relative: on a cluster it would lie in the job's temporary "

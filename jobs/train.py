@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from cluster.errors import ConfigError, DataError
+from cluster.errors import DataError
 from cluster.models import model_location
 from cluster.session import require_memory
 from distill.curate.multitask import multitask_records
-from distill.judge.stage import accepted, overall_scores, verdicts_on
+from distill.judge.stage import accepted
 from distill.teach.files import CANDIDATES
 from distill.train.pairs import pairs_from_file, pairs_from_scores, split_pairs
 from distill.train.stage import train
 from jobs.display import StepProgress
 from jobs.entry import stage_main
+from jobs.preflight import require_answers_for
 from jobs.run import Run, StageResult
 
 
@@ -82,15 +83,9 @@ def _pairs(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     if config.train.dpo.pairs:
         pairs = pairs_from_file(config.train.dpo.pairs)
         return split_pairs(pairs, num_validation=config.prompts.validation)
-    if not run.store.exists(CANDIDATES):
-        raise ConfigError(
-            "train.method 'dpo' needs several answers a prompt, and this run has one each; set "
-            "teacher.samples to 2 or more or give several teachers, or give pairs in "
-            "train.dpo.pairs"
-        )
+    require_answers_for(config)
     answers = run.store.read_rows(CANDIDATES)
-    scores = overall_scores(verdicts_on(answers, config.jury, store=run.store))
-    pairs = pairs_from_scores(answers, scores, min_margin=config.train.dpo.min_margin)
+    pairs = pairs_from_scores(answers, min_margin=config.train.dpo.min_margin)
     kept = {
         split: {row["example_id"] for row in run.rows(f"curated/{split}.parquet", stage="curate")}
         for split in ("train", "validation")

@@ -84,7 +84,7 @@ def score(
         )
         _require_scores(store, folder, judge=judge_name(member))
     keep_bill(store, "jury", _bill(config, store=store))
-    return verdicts_on(records, config, store=store)
+    return _verdicts(records, config, store=store)
 
 
 def _bill(config: JuryConfig, *, store: Store) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def accepted(
     records: Sequence[dict[str, Any]], config: JuryConfig, *, store: Store
 ) -> list[dict[str, Any]]:
     """Return the records whose verdicts on disk reach `min_score`."""
-    return _accepted(records, verdicts_on(records, config, store=store), config)
+    return _accepted(records, _verdicts(records, config, store=store), config)
 
 
 def verdict_folder(member: AnyJudge) -> str:
@@ -122,10 +122,9 @@ def _accepted(
     return [row for row in records if scores.get(answer_id(row), -1.0) >= config.min_score]
 
 
-def verdicts_on(
+def _verdicts(
     records: Sequence[dict[str, Any]], config: JuryConfig, *, store: Store
 ) -> list[dict[str, Any]]:
-    """Return what the jury said of these answers, from the verdicts on disk."""
     ids = {answer_id(row) for row in records}
     return [
         row

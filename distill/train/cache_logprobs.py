@@ -15,7 +15,7 @@ from typing import Any
 from cluster.errors import ConfigError, DataError, DistilleryError, StageError, root_cause
 from cluster.storage import Store
 from distill.batches import drain, failed_block
-from distill.train.config import KDConfig, StudentConfig, TrainConfig
+from distill.train.config import StudentConfig, TrainConfig
 from distill.train.logprobs_writer import TOKENS_PER_SHARD, plan_cache, write_shard
 
 Progress = Callable[[int, int, float], None]
@@ -74,7 +74,12 @@ def cache_logprobs(
     env = {"env_vars": {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0")}}
     try:
         task = ray.remote(num_cpus=0, num_returns=2)(_prepare).options(runtime_env=env)
-        about_ref, shards_ref = task.remote(student, kd, [*records, *validation], tokens_per_shard)
+        about_ref, shards_ref = task.remote(
+            student,
+            train.model_copy(update={"kd": kd}),
+            [*records, *validation],
+            tokens_per_shard,
+        )
         about: dict[str, Any] = ray.get(about_ref)
         started = time.monotonic()
         if about["missing"]:
@@ -105,7 +110,6 @@ def cache_logprobs(
             )
     except Exception as error:
         cause = root_cause(error)
-        cause = getattr(cause, "cause", None) or cause
         if isinstance(cause, DistilleryError):
             raise cause from None
         raise StageError(
@@ -132,7 +136,7 @@ def cache_location(uri: str) -> str:
 
 def _prepare(
     student: StudentConfig,
-    kd: KDConfig,
+    train: TrainConfig,
     records: list[dict[str, Any]],
     tokens_per_shard: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -140,24 +144,26 @@ def _prepare(
     from transformers import AutoTokenizer
 
     from distill.train.cache_key import cache_key
-    from distill.train.encode import check_template, encode_records
+    from distill.train.encode import check_template
+    from distill.train.items import make_items
     from distill.train.vocabulary import load_vocabulary
 
+    kd = train.kd
     if not kd.teacher:
         raise ConfigError("train.kd.teacher: is empty; give the teacher's folder or hub name")
     vocabulary = load_vocabulary(student=student.model, teacher=kd.teacher)
     tokenizer = AutoTokenizer.from_pretrained(student.model)
     check_template(tokenizer, model=student.model)
-    encoded = encode_records(tokenizer, records, max_length=student.max_length)
-    if not encoded.records:
+    # The very sequences that training will look up.
+    made = make_items(tokenizer, records, train=train, max_length=student.max_length)
+    encoded = [sequence for item in made.items for sequence in item.sequences]
+    if not encoded:
         raise DataError(
-            f"no record is left to ask the teacher about ({len(encoded.too_long)} above "
+            f"no record is left to ask the teacher about ({len(made.too_long)} above "
             f"student.max_length {student.max_length}); give records or raise max_length"
         )
-    key = cache_key(kd, vocabulary=vocabulary, tokenizer=tokenizer, records=encoded.records)
-    store, shards, missing = plan_cache(
-        kd.cache, key, encoded.records, tokens_per_shard=tokens_per_shard
-    )
+    key = cache_key(kd, vocabulary=vocabulary, tokenizer=tokenizer, records=encoded)
+    store, shards, missing = plan_cache(kd.cache, key, encoded, tokens_per_shard=tokens_per_shard)
     about = {
         "folder": store.uri,
         "paths": [store.path(shard.name) for shard in shards],
@@ -166,7 +172,7 @@ def _prepare(
         "num_records": sum(len(shard.records) for shard in shards),
         "num_tokens": sum(r.num_completion for shard in shards for r in shard.records),
         "vocabulary_size": vocabulary.size,
-        "dropped": encoded.too_long,
+        "dropped": made.too_long,
         "note": vocabulary.note,
     }
     return about, {shard.name: shard for shard in missing}

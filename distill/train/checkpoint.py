@@ -54,7 +54,8 @@ def load_state(engine: Any, folder: Path, *, workers: int) -> Position:
     (Lian et al. 2024).
     """
     position = Position(**json.loads((folder / "position.json").read_text()))
-    if position.workers in (0, workers):
+    is_cut_up = any((folder / STATE_TAG).glob("*zero_pp_rank_*"))
+    if position.workers in (0, workers) or not is_cut_up:
         engine.load_checkpoint(str(folder), tag=STATE_TAG, load_module_strict=False)
         return position
     from deepspeed.checkpoint import ds_to_universal

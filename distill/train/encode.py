@@ -87,23 +87,28 @@ def encode_records(
     would teach the student to stop in the middle. Raises ConfigError for an unusable template
     and DataError for a record that the template rejects.
     """
+    encoded = encode_each(tokenizer, records)
+    return EncodedRecords(
+        [record for record in encoded if len(record.tokens) <= max_length],
+        [record.example_id for record in encoded if len(record.tokens) > max_length],
+    )
+
+
+def encode_each(tokenizer: Any, records: Sequence[dict[str, Any]]) -> list[Encoded]:
+    """Encode records in order, whatever their length; raises as `encode_records` does."""
     texts = [_texts(tokenizer, record) for record in records]
     prompts = _tokenize(tokenizer, [prompt for prompt, _ in texts])
     completions = _tokenize(tokenizer, [completion for _, completion in texts])
     wholes = _tokenize(tokenizer, [prompt + completion for prompt, completion in texts])
-    kept: list[Encoded] = []
-    too_long: list[str] = []
+    encoded = []
     for record, prompt, completion, whole in zip(
         records, prompts, completions, wholes, strict=True
     ):
         # Where the tokenizer would merge across the boundary, the prompt stays as the server
         # tokenizes it: that is what the student will have to continue.
         tokens = whole if whole[: len(prompt)] == prompt else prompt + completion
-        if len(tokens) > max_length:
-            too_long.append(record["example_id"])
-        else:
-            kept.append(Encoded(record["example_id"], tokens, len(prompt)))
-    return EncodedRecords(kept, too_long)
+        encoded.append(Encoded(record["example_id"], tokens, len(prompt)))
+    return encoded
 
 
 def prompt_text(tokenizer: Any, messages: Sequence[Message]) -> str:

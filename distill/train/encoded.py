@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from cluster.storage import digest_of
 from distill.train.config import TrainConfig
 from distill.train.encode import Encoded, Item
-from distill.train.items import Items, make_items
+from distill.train.items import Items, make_items, rows_digest
 from distill.train.vocabulary import vocabulary_digest
 
 FORMAT = 1
@@ -47,7 +47,7 @@ def encoded_items(
         "template": str(getattr(tokenizer, "chat_template", "")),
         "method": train.method,
         "max_length": max_length,
-        "rows": rows,
+        "rows": rows_digest(rows),
     }
     path = cache / f"encoded-{digest_of(made_from)[:16]}.parquet"
     if path.is_file():

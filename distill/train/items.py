@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from cluster.errors import DataError
+from cluster.storage import digest_of
 from distill.teach.reasoning import CLOSE, OPEN
 from distill.train.config import TrainConfig
-from distill.train.encode import Encoded, Item, encode_records
+from distill.train.encode import Encoded, Item, encode_each
 
 LABEL_TASK = "Give only the label, without reasons."
 RATIONALE_TASK = "Give only the reasoning that leads to the answer."
 """What a `multitask` prompt ends with; Hsieh et al. 2023 mark the tasks by a prefix. At the end,
 the rest of the prompt is shared by all three and computed once."""
+
+
+LEARNT = ("example_id", "messages", "completion", "rationale", "label", "chosen", "rejected")
+"""Columns of a row that some method reads."""
 
 
 @dataclass
@@ -47,20 +53,21 @@ def make_items(
                 f"better and a worse answer (row {number + 1})"
             )
     per_row = [_sequences(row, train.method) for row in given]
-    flat = [sequence for sequences in per_row for sequence in sequences]
-    encoded = _encode(tokenizer, flat, max_length=max_length)
-    start = 0
-    for row, sequences in zip(given, per_row, strict=True):
-        mine = encoded[start : start + len(sequences)]
-        start += len(sequences)
-        whole = [sequence for sequence in mine if sequence is not None]
-        if len(whole) < len(mine):
+    encoded = iter(_encode(tokenizer, [part for parts in per_row for part in parts]))
+    for row, parts in zip(given, per_row, strict=True):
+        sequences = tuple(islice(encoded, len(parts)))
+        if any(len(sequence.tokens) > max_length for sequence in sequences):
             made.too_long.append(row["example_id"])
-        elif not all(sequence.num_completion for sequence in whole):
+        elif not all(sequence.num_completion for sequence in sequences):
             made.without_loss.append(row["example_id"])
         else:
-            made.items.append(Item(row["example_id"], tuple(whole)))
+            made.items.append(Item(row["example_id"], sequences))
     return made
+
+
+def rows_digest(*splits: Sequence[dict[str, Any]]) -> str:
+    """Digest of everything in these rows that a method learns from, and of their order."""
+    return digest_of([[[row.get(name) for name in LEARNT] for row in rows] for rows in splits])
 
 
 def _sequences(row: dict[str, Any], method: str) -> list[dict[str, Any]]:
@@ -93,32 +100,15 @@ def _task(row: dict[str, Any], ask: str, *, text: str, kind: str) -> dict[str, A
     }
 
 
-def _encode(
-    tokenizer: Any, sequences: Sequence[dict[str, Any]], *, max_length: int
-) -> list[Encoded | None]:
-    """Encode in order; `None` stands for one above `max_length`."""
-    # Told apart by their place: a record's sequences have one id.
-    numbered = [{**s, "example_id": str(i)} for i, s in enumerate(sequences)]
-    try:
-        found = encode_records(tokenizer, numbered, max_length=max_length)
-    except DataError as error:
-        text = str(error)
-        number = text.removeprefix("record ").split(":")[0]
-        if number.isdigit():
-            name = sequences[int(number)]["example_id"]
-            raise DataError(text.replace(f"record {number}:", f"record {name}:", 1)) from None
-        raise
-    placed: list[Encoded | None] = [None] * len(sequences)
-    for encoded in found.records:
-        sequence = sequences[int(encoded.example_id)]
-        placed[int(encoded.example_id)] = Encoded(
-            sequence["example_id"],
-            encoded.tokens,
-            encoded.num_prompt,
+def _encode(tokenizer: Any, sequences: Sequence[dict[str, Any]]) -> list[Encoded]:
+    return [
+        replace(
+            encoded,
             kind=sequence["kind"],
             num_rationale=_num_reasoning(tokenizer, encoded, sequence.get("reasoning", "")),
         )
-    return placed
+        for encoded, sequence in zip(encode_each(tokenizer, sequences), sequences, strict=True)
+    ]
 
 
 def _num_reasoning(tokenizer: Any, encoded: Encoded, reasoning: str) -> int:

@@ -145,16 +145,14 @@ def load_student(config: StudentConfig, train: TrainConfig, *, device: torch.dev
 
     Fresh adapters: A is random by `train.seed`, B is zero.
     """
+    base = load_base(config, train, device=device)
+    return base if config.tuning == "full" else with_adapter(base, config, train)
+
+
+def with_adapter(base: Any, config: StudentConfig, train: TrainConfig) -> Any:
+    """Put a fresh adapter on a base; of `full` tuning, which has none, a LoRA."""
     from peft import LoraConfig, get_peft_model
 
-    base = load_base(config, train, device=device)
-    if train.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-        base.enable_input_require_grads()
-    # As it comes it is in evaluation mode: no dropout, and no recomputation either.
-    base.train()
-    if config.tuning == "full":
-        return base
     torch.manual_seed(train.seed)
     student = get_peft_model(
         base,
@@ -171,6 +169,17 @@ def load_student(config: StudentConfig, train: TrainConfig, *, device: torch.dev
     )
     student.peft_config["default"].base_model_name_or_path = base_name(config.model)
     return student
+
+
+def make_trainable(base: Any, train: TrainConfig) -> None:
+    """Recompute activations if asked to, and leave the evaluation mode that a model comes in.
+
+    In it there is no dropout and no recomputation either.
+    """
+    if train.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.enable_input_require_grads()
+    base.train()
 
 
 def load_base(config: StudentConfig, train: TrainConfig, *, device: torch.device) -> Any:
@@ -199,6 +208,7 @@ def load_base(config: StudentConfig, train: TrainConfig, *, device: torch.device
         # with AVX-512, and the repacked product has no gradient: training would go on without one.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    make_trainable(base, train)
     return base
 
 
@@ -210,14 +220,17 @@ def target_names(model: Any, wanted: str | list[str]) -> list[str]:
     """
     if wanted != "all-linear":
         return list(wanted)
+    return sorted({name.rpartition(".")[2] for name in linear_layers(model)})
+
+
+def linear_layers(model: Any) -> dict[str, nn.Linear]:
+    """Linear layers by name, without the output head."""
     head = model.get_output_embeddings()
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and module is not head
-        }
-    )
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
 
 
 def base_name(model: str) -> str:

@@ -108,8 +108,6 @@ class Preference:
     def __init__(self, beta: float):
         """`beta` ties the student to its reference."""
         self.beta = beta
-        self.preferred = 0.0
-        """Pairs seen since it was last read whose chosen answer gained more, for the curves."""
 
     def loss(self, trunk: Trunk, batch: Batch, of: Mapping[str, float]) -> torch.Tensor:
         """Return the micro-batch's part of the step's loss, a float32 scalar."""
@@ -121,7 +119,6 @@ class Preference:
             0, batch.sequence, reference - losses
         )
         margins = self.beta * (gains[0::2] - gains[1::2])
-        self.preferred += float((margins.detach() > 0).sum())
         return -torch.nn.functional.logsigmoid(margins).sum() * of["pair"] + 0.0 * losses.sum()
 
 

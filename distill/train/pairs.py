@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cluster.errors import DataError
@@ -11,30 +11,29 @@ from distill.formats.convert import open_source
 from distill.formats.reading import read_batches
 from distill.formats.row_reader import read
 from distill.formats.shapes import ShapeError, recognise
-from distill.records import answer_id, example_id
+from distill.records import example_id
 
 Row = dict[str, Any]
 
 
-def pairs_from_scores(
-    answers: Sequence[Row], scores: Mapping[str, float], *, min_margin: float
-) -> list[Row]:
+def pairs_from_scores(answers: Sequence[Row], *, min_margin: float) -> list[Row]:
     """Best against worst answer of each prompt, where they differ by `min_margin` or more.
 
-    `answers` are rows with `example_id`, `messages`, `completion` and `request_key`; `scores` the
-    overall score by `answer_id`. An answer without a score is in no pair.
+    `answers` are rows of `candidates.parquet`. One that the jury gave no score is in no pair.
     """
     by_prompt: dict[str, list[Row]] = defaultdict(list)
     for row in answers:
-        if answer_id(row) in scores and row["completion"]:
+        if row["score"] is not None and row["completion"]:
             by_prompt[row["example_id"]].append(row)
     pairs = []
     for name, rows in by_prompt.items():
         # Ties go to the answer that came first, so that a rerun makes the same pairs.
-        ordered = sorted(rows, key=lambda row: -scores[answer_id(row)])
+        ordered = sorted(rows, key=lambda row: -row["score"])
         best, worst = ordered[0], ordered[-1]
-        margin = scores[answer_id(best)] - scores[answer_id(worst)]
-        if margin >= min_margin and best["completion"] != worst["completion"]:
+        if (
+            best["score"] - worst["score"] >= min_margin
+            and best["completion"] != worst["completion"]
+        ):
             pairs.append(
                 {
                     "example_id": name,

@@ -179,18 +179,13 @@ def check_targets(student: StudentConfig) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from distill.train.model import target_names
+    from distill.train.model import linear_layers, target_names
 
     # On the meta device a model of any size has its modules and no weights.
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(student.model))
     names = target_names(model, "all-linear")
-    head = model.get_output_embeddings()
-    linear = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
+    linear = linear_layers(model)
     wanted = target_names(model, student.target_modules)
     missing = [w for w in wanted if not any(n == w or n.endswith(f".{w}") for n in linear)]
     if missing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,7 @@ class OnPolicyItems:
             save(adapter)
             if dist.get_rank() == 0:
                 self._write(kept, self._ask(chosen, first_step=first_step, adapter=adapter))
+                shutil.rmtree(adapter)  # its answers are there; nobody asks it again
         if dist.get_rank() == 0:
             found = [[json.loads(line) for line in kept.read_text().splitlines()]]
         dist.broadcast_object_list(found, src=0)

@@ -17,6 +17,7 @@ from distill.train.cache_logprobs import cache_location
 from distill.train.checkpoint import STUDENT
 from distill.train.config import StudentConfig, TrainConfig
 from distill.train.follow import Progress, Say, following, read_rows
+from distill.train.items import rows_digest
 from distill.train.loop import STARTS, WorkerConfig, run_worker
 from distill.train.prepare import check_model_folder, check_settings, prepare
 from distill.train.sampler import start_sampler
@@ -65,9 +66,8 @@ def train(
     A record has `example_id`, `messages` and what `make_items` takes for the method. A second call
     with the same arguments resumes what was interrupted and returns what was finished. From other
     threads `on_progress` is called with rows of `curves.jsonl` and `say` with trouble in words.
-    Raises ConfigError or
-    DataError before anything is loaded for what can be known then, and StageError when training
-    cannot go on.
+    Raises ConfigError or DataError before anything is loaded for what can be known then, and
+    StageError when training cannot go on.
     """
     check_settings(config, train)
     train = with_absolute_paths(train)
@@ -213,8 +213,6 @@ def _fit(
         result = trainer.fit()
     except Exception as error:
         cause = root_cause(error)
-        # Ray raises a class that is both its own and ours; ours alone has the plain message.
-        cause = getattr(cause, "cause", None) or cause
         if isinstance(cause, DistilleryError):
             raise cause from None
         raise StageError(f"training failed: {type(cause).__name__}: {cause}") from error
@@ -265,14 +263,10 @@ def _fingerprint(
 ) -> dict[str, str]:
     """Digests of what decides the outcome; fields that only tune the running are left out."""
     running = {"max_failures", "threads_per_worker", "keep_checkpoints", "track", "workers"}
-    fields = ("example_id", "messages", "completion", "rationale", "label", "chosen", "rejected")
-    plain = [
-        [[row.get(field) for field in fields] for row in rows] for rows in (records, validation)
-    ]
     return {
         "student": digest_of(config.model_dump()),
         "train": digest_of(train.model_dump(exclude=running)),
-        "records": digest_of(plain),
+        "records": rows_digest(records, validation),
     }
 
 

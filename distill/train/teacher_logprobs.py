@@ -11,7 +11,7 @@ import torch
 from cluster.errors import StageError
 from distill.train.encode import Encoded
 from distill.train.logprobs import TopK
-from distill.train.model import PaddedBatch
+from distill.train.packed import PaddedBatch
 
 CHUNK_BYTES = 256 * 2**20
 """Float32 logits that exist at once; about three times as much is in use with their copies."""

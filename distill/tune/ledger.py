@@ -17,7 +17,8 @@ from typing import Any
 
 from cluster.storage import digest_of
 from distill.train.config import StudentConfig, TrainConfig
-from distill.train.follow import CURVES
+from distill.train.follow import CURVES, read_rows
+from distill.train.items import rows_digest
 from distill.tune.config import TuneConfig
 from distill.tune.space import Point
 
@@ -43,12 +44,7 @@ class Study:
     @cached_property
     def records_digest(self) -> str:
         """Digest of what is trained on and what the loss is measured on."""
-        return digest_of(
-            [
-                [[r["example_id"], r["messages"], r["completion"]] for r in rows]
-                for rows in (self.records, self.validation)
-            ]
-        )
+        return rows_digest(self.records, self.validation)
 
     @property
     def digest(self) -> str:
@@ -107,7 +103,7 @@ def settled(study: Study, point: Point) -> Trial | None:
 def settle(study: Study, point: Point, *, status: str, failure: str = "") -> Trial:
     """Write a trial's `trial.json` from its curves."""
     folder = study.trial_folder(point)
-    rows = read_curves(folder)
+    rows = read_rows(folder / CURVES)
     trial = Trial(
         point=point,
         status=status,
@@ -143,15 +139,6 @@ def forget_failed(study: Study, points: Iterable[Point]) -> None:
         before = settled(study, point)
         if before is not None and before.status == "failed":
             shutil.rmtree(study.trial_folder(point))
-
-
-def read_curves(folder: Path) -> list[Row]:
-    """Read whole rows of a training's `curves.jsonl`; a line still being written is left out."""
-    try:
-        text = (folder / CURVES).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def looks_of(rows: list[Row]) -> list[list[float]]:

@@ -205,8 +205,6 @@ def _check_rank(study: Study, todo: Sequence[Point]) -> None:
         ray.get(ray.remote(num_cpus=0)(check_targets).remote(student))
     except Exception as error:
         cause = root_cause(error)
-        # Ray raises a class that is both its own and ours; ours alone has the plain message.
-        cause = getattr(cause, "cause", None) or cause
         if isinstance(cause, DistilleryError):
             raise cause from None
         raise

@@ -24,7 +24,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import DistilleryError
 from distill.train.config import StudentConfig, TrainConfig
-from distill.tune.ledger import looks_of, read_curves
+from distill.train.follow import CURVES, read_rows
+from distill.tune.ledger import looks_of
 
 REPORT_EVERY_S = 1.0
 RELEASE_LOOKS = 2
@@ -85,7 +86,7 @@ class TrialTraining(tune.Trainable):
         deadline = time.monotonic() + REPORT_EVERY_S
         while True:
             self._ended = self._ended or bool(ray.wait([self._outcome], timeout=0.1)[0])
-            rows = read_curves(self._folder)
+            rows = read_rows(self._folder / CURVES)
             looks = [look for look in looks_of(rows) if look[0] > 0][self._looks_reported :]
             is_last = bool(looks) and looks[0][0] >= rows[-1]["total_steps"]
             if self._ended or (looks and not is_last) or time.monotonic() > deadline:

@@ -18,14 +18,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.config import ClusterConfig
+from cluster.session import ray_session
 from distill.train.config import StudentConfig, TrainConfig
-from distill.train.follow import CURVES
+from distill.train.follow import CURVES, read_rows
 from distill.train.loop import STARTS
 from distill.train.plan.architecture import read_architecture
 from distill.train.plan.hardware import Hardware
 from distill.train.plan.plan import Plan, make_plan
 from distill.train.plan.setting import Setting
 from distill.train.plan.workload import known_lengths
+from jobs.bench.loopback import free_port
 from jobs.bench.report import Case, for_comparison, report
 from jobs.cpu_rate import measure as measure_step
 from jobs.cpu_rate import with_time
@@ -113,7 +116,7 @@ def measure(model: str, *, words: int, student: dict[str, Any], train: dict[str,
             validation=records(config.batch_size, words=words, seed=2),
             run_folder=folder,
         )
-        rows = [json.loads(line) for line in (Path(folder) / CURVES).read_text().splitlines()]
+        rows = read_rows(Path(folder) / CURVES)
     times.append(measure_step(setting))
     best = min(found.best for found in times)
     setting = replace(setting, hardware=with_time(setting, best))
@@ -180,27 +183,16 @@ def main() -> int:
     parser.add_argument("--model", default=MODEL, help="folder of a Llama model")
     parser.add_argument("--only", nargs="+", default=list(CASES), help="part of the cases' names")
     options = parser.parse_args()
-    import ray
-
-    folder = tempfile.mkdtemp(prefix="dst-", dir="/tmp")
-    ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=80 * 2**20,
-        _temp_dir=folder,
-    )
     cases: list[Case] = []
     failed = 0
-    for name, (words, student, train) in CASES.items():
-        if any(part in name for part in options.only):
-            found = measure(
-                str(Path(options.model).absolute()), words=words, student=student, train=train
-            )
-            cases += cases_of(name, found)
-            failed = report("plan", cases)
-    ray.shutdown()
+    with ray_session(ClusterConfig(metrics_port=free_port())):
+        for name, (words, student, train) in CASES.items():
+            if any(part in name for part in options.only):
+                found = measure(
+                    str(Path(options.model).absolute()), words=words, student=student, train=train
+                )
+                cases += cases_of(name, found)
+                failed = report("plan", cases)
     return failed
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.train.config import StudentConfig, TrainConfig
+from distill.train.follow import CURVES, read_rows
+from jobs.bench.loopback import free_port
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def run_ours(
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="distillery-bench-") as name:
         folder = Path(name)
-        with ray_session(ClusterConfig(metrics_port=_free_port()), log_folder=folder / "logs"):
+        with ray_session(ClusterConfig(metrics_port=free_port()), log_folder=folder / "logs"):
             train(
                 student,
                 settings,
@@ -71,13 +71,8 @@ def run_ours(
                 validation=list(validation),
                 run_folder=folder / "run",
             )
-        rows = read_rows(folder / "run" / "curves.jsonl")
+        rows = read_rows(folder / "run" / CURVES)
     return trained(rows, wall_s=time.perf_counter() - began)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read `curves.jsonl`."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def trained(rows: Sequence[dict[str, Any]], *, wall_s: float) -> Trained:
@@ -91,10 +86,3 @@ def trained(rows: Sequence[dict[str, Any]], *, wall_s: float) -> Trained:
         wall_s=wall_s,
         losses={row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row},
     )
-
-
-def _free_port() -> int:
-    """Return a port that nobody listens on now: another Ray may have the usual one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

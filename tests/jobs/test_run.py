@@ -1,8 +1,11 @@
 """A stage is done once for a configuration, and again only when asked to."""
 
+import pyarrow as pa
+
 from jobs.config import load_run_config
 from jobs.display import Display
 from jobs.run import Run, StageResult
+from jobs.train import rows_for
 
 
 def open_run(tmp_path, *flags):
@@ -27,9 +30,38 @@ def test_a_finished_stage_is_skipped_until_its_configuration_changes(tmp_path):
 
 def test_training_again_starts_from_the_base_and_keeps_paid_answers(tmp_path):
     run = open_run(tmp_path)
-    for path in ("checkpoints/made_from.json", "train.json", "completions/part.json"):
+    for path in (
+        "checkpoints/made_from.json",
+        "train.json",
+        "samples/s.jsonl",
+        "completions/part.json",
+    ):
         run.store.write_json(path, {})
     run.perform("train", lambda run, progress: StageResult(rows_in=1, rows_out=1), again=True)
     assert not run.store.exists("checkpoints")
     assert not run.store.exists("train.json")
+    assert not run.store.exists("samples")
     assert run.store.exists("completions/part.json")
+
+
+def test_a_cluster_of_another_size_goes_on_with_the_same_run(tmp_path):
+    assert open_run(tmp_path).folder == open_run(tmp_path, "--train.workers", "1").folder
+    assert open_run(tmp_path).folder != open_run(tmp_path, "--train.seed", "99").folder
+
+
+def test_pairs_for_dpo_are_read_from_what_the_jury_chose_among(tmp_path):
+    flags = ["--train.method", "dpo", "--teacher.kind", "vllm", "--teacher.model", "m"]
+    run = open_run(tmp_path, *flags, "--teacher.samples", "2", "--teacher.temperature", "0.7")
+    row = {"messages": [{"role": "user", "content": "1 + 1?"}], "error": "", "request_key": "k"}
+    candidates = [
+        {**row, "example_id": name, "completion": text, "score": score, "chosen": score > 0.5}
+        for name in ("a", "b")
+        for text, score in (("2", 0.9), ("3", 0.1))
+    ]
+    run.store.write_table("candidates.parquet", pa.Table.from_pylist(candidates))
+    for split, name in (("train", "a"), ("validation", "b")):
+        table = pa.Table.from_pylist([{**row, "example_id": name, "completion": "2"}])
+        run.store.write_table(f"curated/{split}.parquet", table)
+    training, validation = rows_for(run)
+    assert [(r["example_id"], r["chosen"], r["rejected"]) for r in training] == [("a", "2", "3")]
+    assert [r["example_id"] for r in validation] == ["b"]

@@ -30,6 +30,10 @@ def test_relative_paths_are_refused_for_a_cluster_elsewhere():
     with pytest.raises(ConfigError, match="would lie in the job's temporary folder"):
         _paths(config, loopback=False)
     assert str(Path("runs").absolute()) in _paths(config, loopback=True)
+    kd = ["--train.method", "kd", "--train.kd.teacher", "org/teacher", "--train.kd.source", "cache"]
+    paths = _paths(load_run_config(["jobs/runs/smoke.toml"], overrides=kd), loopback=True)
+    assert str(Path("runs/logprobs").absolute()) in paths
+    assert "--train.kd.teacher" not in paths  # a hub name means the same everywhere
 
 
 class Head:

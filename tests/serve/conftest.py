@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import loopback
 import pytest
+from local_ray import local_ray
 
 from cluster.models import model_digest
 from cluster.registry import AdapterManifest, Registry
@@ -37,26 +36,13 @@ class RayRuntime:
 @pytest.fixture(scope="module")
 def ray_runtime() -> Iterator[RayRuntime]:
     """Ray with 8 logical CPUs and metrics every second, stopped at the end."""
-    import ray
-
-    # Ray's sockets lie below this folder and a socket's path has at most 107 characters.
-    folder = tempfile.mkdtemp(prefix="ds-", dir="/tmp")
     port = loopback.free_port()
-    ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        object_store_memory=200 << 20,
-        log_to_driver=False,
-        _temp_dir=folder,
+    with local_ray(
+        object_store_mib=200,
         _metrics_export_port=port,
         _system_config={"metrics_report_interval_ms": 1000},
-    )
-    try:
+    ):
         yield RayRuntime(metrics_port=port)
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

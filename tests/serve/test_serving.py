@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from processes import only, parent_of, processes
 
 from cluster.errors import PrerequisiteError
 from cluster.example import example_id
@@ -431,30 +432,3 @@ def test_a_killed_replica_is_replaced_and_leaves_no_engine(served: Served) -> No
     served.wait_for(lambda: served.ask("reconcile@v2").status_code == 200, timeout_s=300)
     assert served.text("reconcile@v2") == before
     assert parent_of(only(processes(title="VLLM::EngineCore"))) != replica
-
-
-def processes(*, title: str) -> list[int]:
-    """Ids of this process's descendants whose title begins so."""
-    found, below = [], [os.getpid()]
-    while below:
-        folder = Path(f"/proc/{below.pop()}")
-        try:
-            if (folder / "cmdline").read_bytes().startswith(title.encode()):
-                found.append(int(folder.name))
-            children = [
-                task.joinpath("children").read_text() for task in (folder / "task").iterdir()
-            ]
-            below += [int(child) for line in children for child in line.split()]
-        except OSError:  # it ended meanwhile
-            continue
-    return found
-
-
-def parent_of(pid: int) -> int:
-    """Id of the process that started `pid`."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-
-
-def only(found: list[int]) -> int:
-    assert len(found) == 1, found
-    return found[0]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from local_ray import local_ray
 
 from cluster.errors import DataError, StageError
 from distill.config import EvaluateConfig
@@ -77,21 +76,8 @@ def test_an_adapter_of_another_rank_is_refused_before_an_engine_starts(tmp_path:
 
 @pytest.fixture(scope="module")
 def ray_runtime() -> Iterator[None]:
-    import ray
-
-    # Ray's sockets lie below this folder and a socket's path has at most 107 characters.
-    folder = tempfile.mkdtemp(prefix="dse-", dir="/tmp")
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 << 20,
-        log_to_driver=False,
-        _temp_dir=folder,
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with local_ray(num_cpus=2, object_store_mib=100):
+        yield
 
 
 @pytest.mark.ray

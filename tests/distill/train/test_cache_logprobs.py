@@ -8,13 +8,13 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_ray import local_ray
 
 from cluster.errors import ConfigError
 from distill.train.cache_key import cache_key
@@ -57,20 +57,8 @@ def asked(model: Path, teacher: Path, cache: Path, **more: Any) -> CacheResult:
 
 @pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
-    import ray
-
-    folder = tempfile.mkdtemp(prefix="dst-", dir="/tmp")
-    context = ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=80 * 2**20,
-        _temp_dir=folder,
-    )
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with local_ray() as address:
+        yield address
 
 
 def files(folder: Path) -> dict[str, bytes]:

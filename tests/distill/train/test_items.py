@@ -112,24 +112,24 @@ def test_the_tokenizer_runs_once_for_the_same_rows(tokenizer: Any, tmp_path: Pat
     assert encoded_items(counting, rows, train=TrainConfig(), **told) != first
 
 
-def answer(name: str, text: str) -> dict[str, Any]:
+def answer(name: str, text: str, score: float | None) -> dict[str, Any]:
     return {
-        "example_id": name, "messages": ROW["messages"], "completion": text,
-        "request_key": f"{name}/{text}",
+        "example_id": name, "messages": ROW["messages"], "completion": text, "score": score,
     }  # fmt: skip
 
 
 def test_pairs_are_best_against_worst_where_the_jury_tells_them_apart() -> None:
-    answers = [answer("a", t) for t in ("good", "bad", "so-so")] + [
-        answer("b", t) for t in ("fine", "fine too")
-    ]
-    scores = {"a/good": 0.9, "a/bad": 0.2, "a/so-so": 0.5, "b/fine": 0.8, "b/fine too": 0.75}
-    [pair] = pairs_from_scores(answers, scores, min_margin=0.1)
+    answers = [
+        answer("a", "so-so", 0.5), answer("a", "good", 0.9), answer("a", "bad", 0.2),
+        answer("b", "fine", 0.8), answer("b", "fine too", 0.75),
+        answer("c", "the only one", None),
+    ]  # fmt: skip
+    [pair] = pairs_from_scores(answers, min_margin=0.1)
     assert (pair["chosen"], pair["rejected"]) == ("good", "bad")
-    assert len(pairs_from_scores(answers, scores, min_margin=0.01)) == 2
+    assert len(pairs_from_scores(answers, min_margin=0.01)) == 2
     # An answer that nobody could score is in no pair.
-    del scores["a/bad"]
-    [pair] = pairs_from_scores(answers, scores, min_margin=0.1)
+    answers[2]["score"] = None
+    [pair] = pairs_from_scores(answers, min_margin=0.1)
     assert pair["rejected"] == "so-so"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local_ray import local_ray
 
 from cluster.errors import ConfigError, DataError
 from distill.train.config import StudentConfig, TrainConfig
@@ -49,11 +50,8 @@ def pairs(first: int, count: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[None]:
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=2):
+        yield
 
 
 @pytest.fixture(scope="module")

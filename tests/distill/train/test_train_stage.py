@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import httpx
 import loopback
 import pytest
+from local_ray import local_ray
 
 from cluster import metrics
 from cluster.errors import ConfigError, DataError, StageError
@@ -91,22 +91,10 @@ def losses(rows: list[dict[str, Any]]) -> list[float]:
 
 @pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
-    import ray
-
-    folder = tempfile.mkdtemp(prefix="dst-", dir="/tmp")
-    context = ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=80 * 2**20,
-        _temp_dir=folder,
-        _metrics_export_port=METRICS_PORT,
-        _system_config={"metrics_report_interval_ms": 1000},
-    )
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with local_ray(
+        _metrics_export_port=METRICS_PORT, _system_config={"metrics_report_interval_ms": 1000}
+    ) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

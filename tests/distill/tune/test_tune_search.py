@@ -6,14 +6,13 @@ import json
 import os
 import random
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_ray import local_ray
 
 from cluster.storage import Store
 from distill.train.config import StudentConfig, TrainConfig
@@ -47,20 +46,8 @@ def examples(first: int, count: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
-    import ray
-
-    folder = tempfile.mkdtemp(prefix="dst-", dir="/tmp")
-    context = ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=80 * 2**20,
-        _temp_dir=folder,
-    )
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with local_ray(num_cpus=2) as address:
+        yield address
 
 
 def alive(pid: int) -> bool:
