@@ -28,8 +28,8 @@ from pydantic import Field
 
 from cluster.config import StrictModel
 from cluster.errors import ConfigError, DataError
+from cluster.masking import MaskingConfig, mask_messages, mask_texts
 from distill.formats.files import DataFile, Source, find, storage_errors
-from distill.prompts.masking import MaskingConfig, mask_messages, mask_texts
 from distill.records import Message, example_id
 
 REQUIRED = ("request_id", "example_id", "messages", "status")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.prompts.masking import MaskingConfig, mask_messages, mask_texts
-from distill.prompts.personal_data import find_personal_data
+from cluster.masking import MaskingConfig, mask_messages, mask_texts
+from cluster.personal_data import find_personal_data
 
 
 def masked(text, **config):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from cluster.config import StrictModel
-from distill.prompts.personal_data import KINDS, PLACEHOLDER, Kind, find_personal_data
-from distill.records import Message
+from cluster.example import Message
+from cluster.personal_data import KINDS, PLACEHOLDER, Kind, find_personal_data
 
 MAX_PASSES = 8
 
