@@ -32,6 +32,10 @@ SCHEMA = pa.schema(
         ("latency_s", pa.float64()),
         ("ttft_s", pa.float64()),  # null when unknown
         ("status", pa.int64()),  # HTTP status
+        ("mean_logprob", pa.float64()),  # of the completion's tokens; null when not asked for
+        ("quality", pa.string()),  # passed, why the first answer was refused, or null: unchecked
+        ("answered_by", pa.string()),  # student | retry | repair | teacher
+        ("refused_completion", pa.string()),  # the student's answer that was replaced, or null
         ("created_at", pa.timestamp("ms", tz="UTC")),
     ]
 )
@@ -58,9 +62,12 @@ class RequestLog:
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
         self._thread.start()
 
-    def add(self, make_row: Callable[[], dict[str, Any]]) -> None:
-        """Take a row, made later in the writer's thread; never waits and never raises."""
-        if self._sample < 1.0 and random.random() >= self._sample:
+    def add(self, make_row: Callable[[], dict[str, Any]], *, always: bool = False) -> None:
+        """Take a row, made later in the writer's thread; never waits and never raises.
+
+        `always` takes it past the sampling: an answer that was replaced is training material.
+        """
+        if not always and self._sample < 1.0 and random.random() >= self._sample:
             return
         try:
             self._rows.put_nowait(make_row)
