@@ -13,10 +13,15 @@ from cluster.errors import PrerequisiteError, StageError
 from cluster.models import model_location, model_name
 from cluster.session import require_port
 from cluster.storage import Store
+from serve.autoscale import Scaling
 from serve.config import ServeConfig
 
 REPLICA_DEPLOYMENT = "replica"
 GATEWAY_DEPLOYMENT = "gateway"
+LOOK_BACK_S = 10.0
+"""Seconds that the requests under way are averaged over for autoscaling."""
+METRICS_INTERVAL_S = 2.0
+"""How often replicas and the gateway report to the autoscaler."""
 REPLICA_CPUS = 2
 """Logical CPUs of a replica on CPU: one for Serve's actor, one for its engine."""
 
@@ -68,12 +73,39 @@ def engine_config(config: ServeConfig, *, base_model: str, accelerator: str | No
         engine_kwargs=engine | config.engine,
         deployment_config={
             "name": REPLICA_DEPLOYMENT,
-            "num_replicas": config.replicas,
             "max_ongoing_requests": config.max_ongoing_requests,
             "max_queued_requests": config.max_queued_requests,
+            **scaling_config(config),
         },
         **hardware,
     )
+
+
+def scaling_config(config: ServeConfig) -> dict[str, Any]:
+    """Return a fixed number of replicas, or Ray Serve's AutoscalingConfig with our policy."""
+    if not config.max_replicas:
+        return {"num_replicas": config.replicas}
+    policy = "serve.autoscale:LatencyPolicy"
+    return {
+        "autoscaling_config": {
+            "min_replicas": config.min_replicas,
+            # One replica first even if none may stay: it proves the aliases before they go live.
+            "initial_replicas": max(1, config.min_replicas),
+            "max_replicas": config.max_replicas,
+            "target_ongoing_requests": config.target_ongoing_requests,
+            "policy": {
+                "policy_function": policy,
+                "policy_kwargs": config.model_dump(include=set(Scaling.__dataclass_fields__)),
+            },
+            # The policy keeps its own delays: Serve's would be added to them.
+            "upscale_delay_s": 0.0,
+            "downscale_delay_s": 0.0,
+            "downscale_to_zero_delay_s": 0.0,
+            # Serve's own 30 s and 10 s would show a burst to the policy half a minute late.
+            "look_back_period_s": LOOK_BACK_S,
+            "metrics_interval_s": METRICS_INTERVAL_S,
+        }
+    }
 
 
 def max_resident(config: ServeConfig, accelerator: str | None) -> int:
@@ -243,11 +275,13 @@ def _check_cpus(config: ServeConfig, accelerator: str | None) -> None:
     if accelerator is not None or len(nodes) != 1:
         return
     available = ray.available_resources().get("CPU", 0)
-    needed = config.replicas * REPLICA_CPUS
+    replicas = max(1, config.min_replicas) if config.max_replicas else config.replicas
+    needed = replicas * REPLICA_CPUS
     if available < needed:
         raise PrerequisiteError(
-            f"{config.replicas} replica(s) need {needed} of Ray's logical CPUs, {available:g} are "
-            "free: serving would wait for ever. Raise cluster.logical_cpus or lower serve.replicas."
+            f"{replicas} replica(s) need {needed} of Ray's logical CPUs, {available:g} are "
+            "free: serving would wait for ever. Raise cluster.logical_cpus or lower serve.replicas "
+            "(serve.min_replicas)."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.config import StrictModel
 
@@ -19,7 +19,23 @@ class ServeConfig(StrictModel):
     app_name: str = "distillery"
     """Name of the Ray Serve application."""
     replicas: int = Field(default=1, ge=1)
-    """Model replicas."""
+    """Model replicas; a fixed number unless `max_replicas` is set."""
+    max_replicas: int = Field(default=0, ge=0, le=10_000)
+    """Above 0 replicas follow the load and the P90 objective, up to this number."""
+    min_replicas: int = Field(default=1, ge=0)
+    """Fewest replicas; 0 stops the last one after `idle_s`, and the next request starts it. It then
+    waits for the start, so `request_timeout_s` must be longer."""
+    target_ongoing_requests: float = Field(default=16.0, gt=0)
+    """Requests under way or waiting that each replica should have."""
+    slo_p90_s: float = Field(default=0.0, ge=0)
+    """Objective for the P90 of a request, seconds: more replicas start when it is missed, and fewer
+    stay only where it is expected to hold; 0 looks at requests only."""
+    upscale_delay_s: float = Field(default=0.0, ge=0)
+    """More replicas must be wanted for this long."""
+    downscale_delay_s: float = Field(default=300.0, ge=0)
+    """Fewer replicas must be wanted for this long."""
+    idle_s: float = Field(default=900.0, ge=0)
+    """Seconds without a request after which the last replica stops, if `min_replicas` is 0."""
     base_model_name: str = ""
     """Name clients use for the bare base model; empty takes the base model folder's name."""
     max_model_len: int = Field(default=2048, ge=64)
@@ -52,3 +68,26 @@ class ServeConfig(StrictModel):
     """Share of requests that are logged."""
     startup_timeout_s: float = Field(default=600.0, gt=0)
     """How long deployment may take before it is given up with the engine's last words."""
+
+    @model_validator(mode="after")
+    def _scaling_fits(self) -> ServeConfig:
+        problems = []
+        if self.max_replicas and self.min_replicas > self.max_replicas:
+            problems.append(
+                f"serve.min_replicas {self.min_replicas} is above serve.max_replicas "
+                f"{self.max_replicas}; lower the one or raise the other"
+            )
+        if not self.max_replicas and self.min_replicas != 1:
+            problems.append(
+                f"serve.min_replicas {self.min_replicas} does nothing without serve.max_replicas; "
+                "set that too, or serve.replicas for a fixed number"
+            )
+        if self.max_replicas and self.target_ongoing_requests > self.max_ongoing_requests:
+            problems.append(
+                f"serve.target_ongoing_requests {self.target_ongoing_requests:g} is above "
+                f"serve.max_ongoing_requests {self.max_ongoing_requests}, the most one "
+                "takes; lower the one or raise the other"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

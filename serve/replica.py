@@ -29,6 +29,7 @@ from serve.engine_errors import explain_engine_error, explain_validation_error, 
 from serve.errors import ApiError, internal, refused_model
 from serve.gather import gathered
 from serve.observe import Usage, observe, observed
+from serve.recent import RecentLatencies
 from serve.residents import Residents
 from serve.routes import DEFAULT_ALIAS
 
@@ -60,6 +61,7 @@ class ModelReplica(LLMServer):
         self._base_model = base_model
         self._folders: AdapterFolders | None = None
         self._paths: dict[str, Path] = {}
+        self._recent = RecentLatencies()
         self._residents = Residents(limit=max_resident, load=self._load, unload=self._unload)
         engine_cls = None
         if on_cpu:
@@ -114,6 +116,10 @@ class ModelReplica(LLMServer):
         except Exception as error:
             log.exception("%s could not be loaded", model_id)
             return f"the engine could not load it ({type(error).__name__})"
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve collects for the autoscaling policy: `finished` and `p90_s`."""
+        return self._recent.stats()
 
     def resident_adapters(self) -> list[str]:
         """Adapters in the engine now, least recently used first."""
@@ -197,9 +203,12 @@ class ModelReplica(LLMServer):
     ) -> AsyncIterator[Any]:
         """Yield server-sent events as bytes, at last the Usage; or one (status, error) first."""
         usage = Usage()
+                self._recent.add(time.monotonic() - begun)
         try:
             async with self._holding(model_id):
-                observe(usage)
+                observe(usage, logprobs=logprobs)
+                # Without the load of a cold adapter, which more replicas would not shorten.
+                begun = time.monotonic()
                 events = await self._ask(route, payload, model_id, request_id)
                 async with aclosing(gathered(events, interval_s=CHUNK_S)) as chunks:
                     async for chunk in chunks:
@@ -208,10 +217,12 @@ class ModelReplica(LLMServer):
         except (ApiError, RegistryError) as error:
             known = self._as_api_error(error, model_id)
             yield known.status, known.as_dict()
+                begun = time.monotonic()
 
     async def _ask(
         self, route: str, payload: dict[str, Any], model_id: str | None, request_id: str
     ) -> Any:
+                self._recent.add(time.monotonic() - begun)
         payload["model"] = model_id or self._llm_config.model_id
         payload["request_id"] = request_id
         try:
