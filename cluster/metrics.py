@@ -27,6 +27,18 @@ IN_FLIGHT = "distillery_requests_in_flight"
 ADAPTER_LOADS = "distillery_adapter_loads_total"
 ADAPTER_LOAD_SECONDS = "distillery_adapter_load_seconds"
 REQUEST_LOG_DROPPED = "distillery_request_log_dropped_total"
+REQUEST_LOG_MASKED = "distillery_request_log_masked_total"
+
+MONITOR_LABELS = ("adapter",)
+"""Of what `distillery monitor --metrics FILE` writes for node exporter's textfile collector."""
+
+MONITOR_DRIFT = "distillery_monitor_drift"
+MONITOR_PSI = "distillery_monitor_psi"
+MONITOR_P_VALUE = "distillery_monitor_p_value"
+MONITOR_SIGNAL_LABELS = (*MONITOR_LABELS, "signal")
+MONITOR_ROWS = "distillery_monitor_rows"
+MONITOR_VALID_RATIO = "distillery_monitor_valid_ratio"
+MONITOR_TIME = "distillery_monitor_timestamp_seconds"
 
 TRAIN_LABELS = ("run",)
 """`run`: name of the run's folder."""

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from cluster.config import StrictModel
+from cluster.masking import MaskingConfig
 
 
 class ServeConfig(StrictModel):
@@ -66,6 +67,10 @@ class ServeConfig(StrictModel):
     """URI of the folder for the Parquet request log; empty switches it off."""
     request_log_sample: float = Field(default=1.0, ge=0, le=1)
     """Share of requests that are logged."""
+    request_log_days: float = Field(default=90.0, ge=0)
+    """Files of the request log older than this are removed; 0 keeps them for ever."""
+    request_log_masking: MaskingConfig = MaskingConfig()
+    """Personal data that is masked before a row is written; `kinds = []` masks nothing."""
     startup_timeout_s: float = Field(default=600.0, gt=0)
     """How long deployment may take before it is given up with the engine's last words."""
 

@@ -102,7 +102,10 @@ class Gateway:
             RequestLog(
                 config.request_log,
                 sample=config.request_log_sample,
+                masking=config.request_log_masking if config.request_log_masking.kinds else None,
+                keep_days=config.request_log_days,
                 on_drop=self._metrics.log_dropped,
+                on_masked=self._metrics.log_masked,
             )
             if config.request_log
             else None

@@ -68,6 +68,11 @@ class GatewayMetrics:
         self._log_dropped = Counter(
             names.REQUEST_LOG_DROPPED, description="Request log rows that were not written."
         )
+        self._log_masked = Counter(
+            names.REQUEST_LOG_MASKED,
+            description="Personal data masked in the request log, by kind.",
+            tag_keys=("kind",),
+        )
         self._running: Tally[tuple[str, str, str]] = Tally()
 
     def begin(self, labels: Labels) -> None:
@@ -116,3 +121,7 @@ class GatewayMetrics:
     def log_dropped(self, num_rows: int) -> None:
         """Count request log rows that were lost."""
         self._log_dropped.inc(num_rows)
+
+    def log_masked(self, kind: str, count: int) -> None:
+        """Count personal data that was masked in the request log."""
+        self._log_masked.inc(count, tags={"kind": kind})

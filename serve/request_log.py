@@ -14,9 +14,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.masking import MaskingConfig
 from cluster.storage import Store, rows_table
+from serve.log_masking import masked_row
+from serve.log_retention import TIME, remove_old
 
 log = logging.getLogger("ray.serve")
+
+RETENTION_EVERY_S = 600.0
+"""Between two looks for files that are past their days."""
 
 SCHEMA = pa.schema(
     [
@@ -36,6 +42,7 @@ SCHEMA = pa.schema(
         ("quality", pa.string()),  # passed, why the first answer was refused, or null: unchecked
         ("answered_by", pa.string()),  # student | retry | repair | teacher
         ("refused_completion", pa.string()),  # the student's answer that was replaced, or null
+        ("masked", pa.string()),  # JSON: replacements by kind; null: the row was not masked
         ("created_at", pa.timestamp("ms", tz="UTC")),
     ]
 )
@@ -51,12 +58,23 @@ class RequestLog:
         sample: float = 1.0,
         flush_s: float = 3.0,
         max_rows: int = 4096,
+        masking: MaskingConfig | None = None,
+        keep_days: float = 0.0,
         on_drop: Callable[[int], None] = lambda num_rows: None,
+        on_masked: Callable[[str, int], None] = lambda kind, count: None,
     ):
+        """`masking` None keeps rows as they are; `keep_days` 0 keeps files for ever.
+
+        `on_drop` hears how many rows were lost, `on_masked` what was replaced, by kind.
+        """
         self._store = Store(uri)
         self._sample = sample
         self._flush_s = flush_s
+        self._masking = masking
+        self._keep_days = keep_days
+        self._next_look = 0.0
         self._on_drop = on_drop
+        self._on_masked = on_masked
         self._rows: queue.Queue[Callable[[], dict[str, Any]]] = queue.Queue(maxsize=max_rows)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
@@ -82,6 +100,7 @@ class RequestLog:
     def _run(self) -> None:
         while not self._closing.wait(self._flush_s):
             self._flush()
+            self._remove_old()
         self._flush()
 
     def _flush(self) -> None:
@@ -95,9 +114,11 @@ class RequestLog:
                 break
             num_taken += 1
             try:
-                rows.append(make_row())
-            except Exception:
-                log.exception("a request log row could not be made")
+                rows.append(self._masked(make_row()))
+            except Exception as error:
+                log.warning("a request log row is lost: %s: %s", type(error).__name__, error)
+            # Masking is a millisecond of work a row: the event loop of the requests goes first.
+            time.sleep(0)
         if not num_taken:
             return
         try:
@@ -109,6 +130,27 @@ class RequestLog:
             log.warning("request log: %d rows lost: %s", num_taken, error)
             self._drop(num_taken)
 
+    def _masked(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self._masking is None:
+            return row
+        result, counts = masked_row(row, self._masking)
+        for kind, count in counts.items():
+            self._on_masked(kind, count)
+        return result
+
+    def _remove_old(self) -> None:
+        """Look for files past their days, now and then."""
+        if not self._keep_days or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + RETENTION_EVERY_S
+        try:
+            num_files = remove_old(self._store, days=self._keep_days, now=datetime.now(UTC))
+        except Exception as error:
+            log.warning("request log: old files were not removed: %s", error)
+            return
+        if num_files:
+            log.info("request log: %d files older than %g days removed", num_files, self._keep_days)
+
     def _drop(self, num_rows: int) -> None:
         if num_rows:
             try:
@@ -119,4 +161,4 @@ class RequestLog:
 
 def _file_name() -> str:
     now = datetime.fromtimestamp(time.time(), UTC)
-    return f"requests-{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.parquet"
+    return f"requests-{now.strftime(TIME)}-{uuid.uuid4().hex[:8]}.parquet"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,7 @@ class S3Server:
 
     def __init__(self, port: int):
         self.objects: dict[str, bytes] = {}
+        self.delay_s = 0.0
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.query = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
         self.endpoint = f"http://127.0.0.1:{port}"
@@ -132,6 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, text.encode())
 
     def _asked(self):
+        time.sleep(self.server.store.delay_s)
         parts = urlsplit(self.path)
         key = unquote(parts.path).lstrip("/")
         return self.server.store, key, parse_qs(parts.query, keep_blank_values=True)
