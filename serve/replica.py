@@ -192,7 +192,10 @@ class ModelReplica(LLMServer):
         try:
             async with self._holding(model_id):
                 observe(usage)
+                # Without the load of a cold adapter, which more replicas would not shorten.
+                begun = time.monotonic()
                 response = await self._ask(route, payload, model_id, request_id)
+                self._recent.add(time.monotonic() - begun)
                 return 200, response.model_dump_json().encode(), usage
         except (ApiError, RegistryError) as error:
             known = self._as_api_error(error, model_id)
@@ -203,26 +206,23 @@ class ModelReplica(LLMServer):
     ) -> AsyncIterator[Any]:
         """Yield server-sent events as bytes, at last the Usage; or one (status, error) first."""
         usage = Usage()
-                self._recent.add(time.monotonic() - begun)
         try:
             async with self._holding(model_id):
-                observe(usage, logprobs=logprobs)
-                # Without the load of a cold adapter, which more replicas would not shorten.
+                observe(usage)
                 begun = time.monotonic()
                 events = await self._ask(route, payload, model_id, request_id)
                 async with aclosing(gathered(events, interval_s=CHUNK_S)) as chunks:
                     async for chunk in chunks:
                         yield chunk.encode()
+                self._recent.add(time.monotonic() - begun)
                 yield usage
         except (ApiError, RegistryError) as error:
             known = self._as_api_error(error, model_id)
             yield known.status, known.as_dict()
-                begun = time.monotonic()
 
     async def _ask(
         self, route: str, payload: dict[str, Any], model_id: str | None, request_id: str
     ) -> Any:
-                self._recent.add(time.monotonic() - begun)
         payload["model"] = model_id or self._llm_config.model_id
         payload["request_id"] = request_id
         try:
