@@ -23,6 +23,8 @@ QUIET_ENV = {
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# Ray Serve's HTTP proxies call it when they start. A name only: nothing of `serve` is imported here.
+PROXY_ENV = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.front:middlewares"}
 LOGS_KEPT = ("worker-", "serve", "train", "gcs_server", "raylet")
 
 
@@ -84,6 +86,7 @@ def start_local_ray(folder: str, **options: Any) -> str:
     """
     import ray
 
+    os.environ.update({name: os.environ.get(name, value) for name, value in PROXY_ENV.items()})
     for last in (False, True):
         try:
             context = ray.init(

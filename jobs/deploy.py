@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import StageError
 from cluster.registry import Registry
 from cluster.session import require_memory
+from jobs.client import api_client
 from jobs.display import StepProgress
 from jobs.entry import stage_main
 from jobs.run import Run, StageResult
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 QUESTIONS = 16
 CLIENTS = 8
@@ -28,7 +32,10 @@ def work(run: Run, progress: StepProgress) -> StageResult:
     progress.update(0, len(prompts) + 1, "starting the engine and warming it up")
     url = start(run)
     try:
-        answers = ask_all(url, model_name(run), prompts, config.evaluate.max_tokens, progress)
+        with api_client(config.serve, url, purpose="deploy") as client:
+            answers = ask_all(
+                client, model_name(run), prompts, config.evaluate.max_tokens, progress
+            )
     finally:
         if config.cluster.address == "local":
             from serve.app import shutdown
@@ -92,12 +99,13 @@ def model_name(run: Run) -> str:
 
 
 def ask_all(
-    url: str, model: str, prompts: list[dict[str, Any]], max_tokens: int, progress: StepProgress
+    client: OpenAI,
+    model: str,
+    prompts: list[dict[str, Any]],
+    max_tokens: int,
+    progress: StepProgress,
 ) -> list[dict[str, Any]]:
     """Ask every prompt, `CLIENTS` at a time; answers in the order of the prompts."""
-    from openai import OpenAI
-
-    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
     def ask(row: dict[str, Any]) -> dict[str, Any]:
         begin = time.perf_counter()

@@ -10,6 +10,7 @@ from typing import Any
 from cluster.errors import DistilleryError, PrerequisiteError
 from cluster.models import require_chat_template
 from cluster.session import require_port
+from jobs.client import api_client
 from jobs.config import RunConfig
 from jobs.deploy import model_name, start
 from jobs.display import Display
@@ -35,11 +36,12 @@ def serve_forever(config: RunConfig) -> None:
 
 def ask_once(config: RunConfig, *, text: str | None, model: str | None) -> None:
     """Ask the server on `serve.host`:`serve.port`; print the answer and who gave it."""
-    from openai import APIConnectionError, APIStatusError, OpenAI
+    from openai import APIConnectionError, APIStatusError
+
+    from serve.app import base_url
 
     run = Run(config, Display())
-    host = "127.0.0.1" if config.serve.host == "0.0.0.0" else config.serve.host
-    url = f"http://{host}:{config.serve.port}/v1"
+    url = base_url(config.serve)
     expected = ""
     if text is None:
         row = _held_out(run)
@@ -50,12 +52,13 @@ def ask_once(config: RunConfig, *, text: str | None, model: str | None) -> None:
         messages = [*opening, {"role": "user", "content": text}]
     begin = time.perf_counter()
     try:
-        raw = OpenAI(base_url=url, api_key="none").chat.completions.with_raw_response.create(
-            model=model or model_name(run),
-            messages=messages,
-            temperature=0.0,
-            max_tokens=config.evaluate.max_tokens,
-        )
+        with api_client(config.serve, url, purpose="ask") as client:
+            raw = client.chat.completions.with_raw_response.create(
+                model=model or model_name(run),
+                messages=messages,
+                temperature=0.0,
+                max_tokens=config.evaluate.max_tokens,
+            )
     except APIConnectionError:
         raise PrerequisiteError(
             f"nothing answers at {url}: start it with `distillery serve FILE`."

@@ -2,21 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any
+import ipaddress
+import re
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cluster.config import StrictModel
 from cluster.masking import MaskingConfig
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _origin(value: str) -> str:
+    if not re.fullmatch(r"\*|https?://[A-Za-z0-9.\[\]:-]+", value):
+        raise ValueError('write it as "https://app.example.com", without a path, or "*" for all')
+    return value
+
+
+class PriceConfig(StrictModel):
+    """What the server's tokens cost, for quotas in dollars."""
+
+    input_usd_per_mtok: float = Field(ge=0)
+    """US dollars per million prompt tokens."""
+    output_usd_per_mtok: float = Field(ge=0)
+    """US dollars per million generated tokens."""
 
 
 class ServeConfig(StrictModel):
     """One vLLM base, the registry's adapters, an OpenAI-compatible gateway in front."""
 
     host: str = "127.0.0.1"
-    """Address the gateway listens on; there are no API keys yet, so loopback is the default."""
+    """Address the gateway listens on. One that other machines reach needs `keys`."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port of the gateway."""
+    keys: str = ""
+    """URI of the folder with API keys, see `distillery keys`; empty asks nobody for a key."""
+    keys_poll_s: float = Field(default=2.0, gt=0)
+    """How often the gateway looks for changed keys and writes what each used."""
+    key_usage: str = ""
+    """URI of the folder where each key's daily usage is kept; empty takes `usage` below `keys`."""
+    allow_without_keys: bool = False
+    """Listen on `host` for other machines without API keys; something in front must check them."""
+    price: PriceConfig | None = None
+    """What keys' quotas in dollars count by; without it the list price of the base model's name."""
+    cors_origins: list[Annotated[str, AfterValidator(_origin)]] = Field(default=[])
+    """Web pages' origins that browsers may call from, `["https://app.example.com"]`; none by
+    default."""
+    tls_cert: str = ""
+    """PEM file with the certificate chain, on every node that listens; with `tls_key`: HTTPS."""
+    tls_key: str = ""
+    """PEM file with the certificate's private key."""
+    keep_alive_s: int = Field(default=60, ge=1)
+    """Idle connections are closed after this many seconds."""
+    body_timeout_s: float = Field(default=20.0, gt=0)
+    """A request's body must have arrived within this many seconds, or it is answered 408."""
     app_name: str = "distillery"
     """Name of the Ray Serve application."""
     replicas: int = Field(default=1, ge=1)
@@ -59,6 +105,10 @@ class ServeConfig(StrictModel):
     """Deadline of one request."""
     max_body_mb: int = Field(default=8, ge=1)
     """Largest request body, MiB; beyond that the gateway answers 413."""
+    max_prompt_chars: int = Field(default=1_000_000, ge=1)
+    """Longest prompt, messages and tools together, characters; beyond that the answer is 400."""
+    max_choices: int = Field(default=128, ge=1)
+    """Most answers to one request: `n` for each prompt."""
     alias_poll_s: float = Field(default=0.5, gt=0)
     """How often the gateway looks whether an alias moved in the registry."""
     engine: dict[str, Any] = Field(default_factory=dict)
@@ -96,3 +146,25 @@ class ServeConfig(StrictModel):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @model_validator(mode="after")
+    def _front_is_safe(self) -> ServeConfig:
+        problems = []
+        if not (self.is_loopback or self.keys or self.allow_without_keys):
+            problems.append(
+                f"serve.host {self.host!r} is reached by other machines and nobody is asked for an "
+                "API key; set serve.keys to a folder (`distillery keys create --keys FOLDER` makes "
+                "the first key), or serve.allow_without_keys = true if something in front checks "
+                'who asks, or serve.host = "127.0.0.1"'
+            )
+        if bool(self.tls_cert) != bool(self.tls_key):
+            given, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
+            problems.append(f"serve.{given} needs serve.{missing} beside it; give both or none")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs of this machine reach the gateway."""
+        return is_loopback(self.host)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+CLIENT_CLOSED = 499
 
 
 class ApiError(Exception):
@@ -21,6 +24,7 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        type: str | None = None,
     ):
         super().__init__(message)
         self.message = message
@@ -29,6 +33,7 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.headers = dict(headers or {})
+        self.type = type or ("invalid_request_error" if status < 500 else "server_error")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the constructor's arguments, to cross from a replica to the gateway."""
@@ -37,8 +42,7 @@ class ApiError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """The JSON body."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return error_body(self.message, kind=kind, param=self.param, code=self.code)
+        return error_body(self.message, kind=self.type, param=self.param, code=self.code)
 
 
 def error_body(
@@ -51,6 +55,58 @@ def error_body(
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
     """The request itself is wrong (400)."""
     return ApiError(message, status=400, kind="bad_request", param=param, code=code)
+
+
+def too_large(message: str, *, headers: Mapping[str, str] | None = None) -> ApiError:
+    """The body is larger than the server reads (413)."""
+    return ApiError(
+        message, status=413, kind="too_large", code="request_too_large", headers=headers
+    )
+
+
+def unauthorized() -> ApiError:
+    """No key that counts (401): missing, forged, expired and revoked in the same words."""
+    return ApiError(
+        "You need a valid API key: send it as `Authorization: Bearer dk-…`.",
+        status=401,
+        kind="unauthorized",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def forbidden(message: str, *, code: str = "forbidden") -> ApiError:
+    """The caller may not do this (403)."""
+    return ApiError(message, status=403, kind="forbidden", code=code)
+
+
+def rate_limited(what: str, *, limit: float, wait_s: float) -> ApiError:
+    """A limit by the minute is used up (429); `what` is `requests` or `tokens`."""
+    return ApiError(
+        f"Rate limit reached: {limit:g} {what} per minute. Please try again in {wait_s:.1f} s.",
+        status=429,
+        kind=f"rate_limit_{what}",
+        type=what,
+        code="rate_limit_exceeded",
+        headers={"Retry-After": str(max(1, math.ceil(wait_s)))},
+    )
+
+
+def quota_used_up(what: str, *, kind: str, wait_s: float) -> ApiError:
+    """A limit by the day is used up (429) until the next UTC day."""
+    return ApiError(
+        f"You exceeded your current quota: {what} The next day begins at midnight UTC.",
+        status=429,
+        kind=kind,
+        type="insufficient_quota",
+        code="insufficient_quota",
+        headers={"Retry-After": str(max(1, math.ceil(wait_s)))},
+    )
+
+
+def client_left() -> ApiError:
+    """Nobody is there to read the answer (499, nginx's number for it)."""
+    return ApiError("client left", status=CLIENT_CLOSED, kind="client_closed")
 
 
 def unknown_model(model: str) -> ApiError:
@@ -94,6 +150,16 @@ def overloaded(*, retry_after_s: int = 1) -> ApiError:
         kind="overloaded",
         code="overloaded",
         headers={"Retry-After": str(retry_after_s)},
+    )
+
+
+def refused_answer(reason: str) -> ApiError:
+    """No answer passed the model's checks, and it is configured to give none then (502)."""
+    return ApiError(
+        f"No answer passed the model's checks ({reason}). Ask again, or ask in another way.",
+        status=502,
+        kind="refused_answer",
+        code="answer_refused",
     )
 
 

@@ -16,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from cluster.session import PROXY_ENV
 from jobs.config import RunConfig, load_run_config
 from jobs.serve_app import ServeArgs
 
@@ -191,6 +192,20 @@ def test_pipeline_and_service_read_one_valid_configuration(overlay: Path, tmp_pa
 
 def gpu_limit(group: dict[str, Any]) -> str | None:
     return container(group)["resources"]["limits"].get("nvidia.com/gpu")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_the_gateway_asks_for_keys_and_its_proxies_are_bounded(
+    overlay: Path, tmp_path: Path
+) -> None:
+    resources = build(overlay)
+    text = one(resources, "RayService")["spec"]["serveConfigV2"]
+    paths = yaml.safe_load(text)["applications"][0]["args"]["config"]
+    config = run_config(resources, paths, tmp_path)
+    assert config.serve.keys.startswith("/mnt/distillery/")
+    for group in groups(clusters(resources)["RayService"]):
+        given = {entry["name"]: entry["value"] for entry in container(group)["env"]}
+        assert PROXY_ENV.items() <= given.items()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)

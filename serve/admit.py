@@ -1,0 +1,226 @@
+"""Who may ask what, and how much: API keys, their scopes, limits and daily quotas."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from cluster.prices import TokenPrice, api_price
+from cluster.storage import Store
+from serve.config import ServeConfig
+from serve.errors import (
+    forbidden,
+    quota_used_up,
+    rate_limited,
+    unauthorized,
+    unknown_model,
+)
+from serve.keys import Key, KeyFile, Keyring, parse_keys
+from serve.limits import KeyLimits
+from serve.observe import Usage
+from serve.quota import DailyUsage, Spent
+from serve.requests import ApiRequest
+
+log = logging.getLogger("ray.serve")
+
+CHARS_PER_TOKEN = 4
+"""OpenAI's rule of thumb for English; an estimate only until the engine has counted."""
+
+
+def price_of(config: ServeConfig, base_name: str) -> TokenPrice | None:
+    """What a token costs: `serve.price`, or the list price of the base model's name if known."""
+    if config.price is None:
+        return api_price(base_name) if config.keys else None
+    given = config.price
+    return TokenPrice(given.input_usd_per_mtok, given.output_usd_per_mtok, "serve.price")
+
+
+@dataclass(slots=True)
+class Admission:
+    """One request that was let in: what was set aside for it until its real usage is known."""
+
+    key: Key | None = None
+    prompt_tokens: int = 0
+    """Estimated; charged when a client leaves before the engine has said its count."""
+    reserved_tokens: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    settled: bool = False
+
+    @property
+    def key_id(self) -> str:
+        """The key's public id, or nothing without keys."""
+        return self.key.id if self.key else ""
+
+
+class Door:
+    """Checks every request of one gateway process; without `serve.keys` it is open."""
+
+    def __init__(self, config: ServeConfig, *, price: TokenPrice | None):
+        self._config = config
+        self._price = price
+        self._ring = Keyring()
+        self._limits: dict[str, KeyLimits] = {}
+        self._file: KeyFile | None = None
+        self._usage: DailyUsage | None = None
+        if config.keys:
+            self._file = KeyFile(config.keys)
+            self._usage = DailyUsage(Store(config.key_usage or f"{config.keys}/usage"))
+        self._read: bytes | None = None
+        self._problem: str | None = None
+        self._following: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Read keys and today's usage, then follow both."""
+        if self._file is None:
+            return
+        await self._poll()
+        self._following = asyncio.create_task(self._follow())
+
+    async def close(self) -> None:
+        """Stop following and write what was counted."""
+        if self._following is not None:
+            self._following.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._following
+        if self._usage is not None:
+            await self._usage.sync()
+
+    def authenticate(self, headers: Mapping[str, str]) -> Key | None:
+        """Return the caller's key, `None` when no keys are used; ApiError (401) otherwise."""
+        if self._file is None:
+            return None
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        key = self._ring.find(token.strip()) if scheme.lower() == "bearer" else None
+        if key is None:
+            raise unauthorized()
+        return key
+
+    def require_admin(self, headers: Mapping[str, str]) -> Key | None:
+        """Like `authenticate`, for what changes the server (403 without the admin flag).
+
+        Without keys whoever reaches a loopback address is the operator, anybody else is not.
+        """
+        key = self.authenticate(headers)
+        allowed = key.admin if key else self._config.is_loopback
+        if not allowed:
+            raise forbidden("This needs an API key that was created with --admin.")
+        return key
+
+    def may_see(self, key: Key | None, model: str) -> bool:
+        """Whether a model is listed for this caller."""
+        return key is None or key.may_use(model)
+
+    def admit(self, key: Key | None, request: ApiRequest) -> Admission:
+        """Let a request in or raise ApiError: 404 outside the key's scope, 429 over a limit."""
+        if key is None:
+            return Admission()
+        if not key.may_use(request.model):
+            raise unknown_model(request.model)
+        prompt_tokens = -(-request.prompt_chars // CHARS_PER_TOKEN)
+        limits = self._limits_of(key)
+        reserved = 0
+        if limits.tokens is not None:
+            asked = request.max_tokens or self._config.max_model_len
+            reserved = min(prompt_tokens + asked * request.choices, int(limits.tokens.per_minute))
+            if wait_s := limits.tokens.wait_s(reserved):
+                limit = limits.tokens.per_minute
+                raise rate_limited("tokens", limit=limit, wait_s=wait_s)
+        if limits.requests is not None and (wait_s := limits.requests.wait_s(1)):
+            raise rate_limited("requests", limit=limits.requests.per_minute, wait_s=wait_s)
+        self._check_quota(key)
+        if limits.requests is not None:
+            limits.requests.take(1)
+        if limits.tokens is not None:
+            limits.tokens.take(reserved)
+        return Admission(
+            key=key,
+            prompt_tokens=prompt_tokens,
+            reserved_tokens=reserved,
+            headers=limits.headers(),
+        )
+
+    def charge(self, admission: Admission, usage: Usage, *, extra_usd: float = 0.0) -> None:
+        """Count what an answered request used; `extra_usd` is what others were paid for it."""
+        tokens = usage.prompt_tokens + usage.completion_tokens
+        usd = extra_usd
+        if self._price is not None:
+            usd += self._price.request_usd(
+                prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
+            )
+        self._settle(admission, Spent(requests=1, tokens=tokens, usd=usd))
+
+    def charge_left(self, admission: Admission, *, num_events: int) -> None:
+        """Count a request whose client left: its prompt, estimated, and a token a streamed event.
+
+        The engine's own count is lost with the answer, and leaving early must not be free.
+        """
+        used = Usage(prompt_tokens=admission.prompt_tokens, completion_tokens=num_events)
+        self.charge(admission, used)
+
+    def refund(self, admission: Admission) -> None:
+        """Give back what was set aside for a request that got no answer."""
+        self._settle(admission, Spent(requests=1))
+
+    def _settle(self, admission: Admission, spent: Spent) -> None:
+        if admission.key is None or admission.settled:
+            return
+        admission.settled = True
+        limits = self._limits_of(admission.key)
+        if limits.tokens is not None:
+            limits.tokens.take(spent.tokens - admission.reserved_tokens)
+        if self._usage is not None:
+            self._usage.add(admission.key.id, spent)
+
+    def _check_quota(self, key: Key) -> None:
+        if self._usage is None or (key.tokens_per_day is None and key.usd_per_day is None):
+            return
+        spent = self._usage.spent(key.id)
+        wait_s = self._usage.seconds_left()
+        if key.tokens_per_day is not None and spent.tokens >= key.tokens_per_day:
+            raise quota_used_up(
+                f"{key.tokens_per_day} tokens a day.", kind="quota_tokens", wait_s=wait_s
+            )
+        if key.usd_per_day is not None and self._price is None:
+            # Fail closed: a limit that cannot be counted must not be taken for none.
+            raise quota_used_up(
+                "it is in dollars and the server has no price to count by (serve.price).",
+                kind="quota_usd",
+                wait_s=wait_s,
+            )
+        if key.usd_per_day is not None and spent.usd >= key.usd_per_day:
+            raise quota_used_up(
+                f"{key.usd_per_day:g} dollars a day.", kind="quota_usd", wait_s=wait_s
+            )
+
+    def _limits_of(self, key: Key) -> KeyLimits:
+        limits = self._limits.get(key.id)
+        if limits is None or limits.of != (key.requests_per_minute, key.tokens_per_minute):
+            limits = self._limits[key.id] = KeyLimits(key)
+        return limits
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.keys_poll_s)
+            await self._poll()
+
+    async def _poll(self) -> None:
+        """Read the keys again if they changed; a vanished or broken file keeps the last good."""
+        assert self._file is not None
+        assert self._usage is not None
+        try:
+            data = await asyncio.to_thread(self._file.read_bytes)
+            if data != self._read:
+                self._ring = Keyring(parse_keys(data))
+                self._read = data
+                log.info("%d API keys", len(self._ring.keys))
+            problem = None
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            if problem != self._problem:
+                known = len(self._ring.keys)
+                log.error("API keys cannot be read, going on with the last %d: %s", known, problem)
+        self._problem = problem
+        await self._usage.sync()
