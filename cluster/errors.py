@@ -33,6 +33,12 @@ class GateError(DistilleryError):
     exit_code = 3
 
 
+class DriftError(DistilleryError):
+    """Production is no longer what the student was evaluated on."""
+
+    exit_code = 4
+
+
 class StageError(DistilleryError, RuntimeError):
     """A stage could not finish; what it had finished is kept and a rerun continues from there."""
 

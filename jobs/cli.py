@@ -87,6 +87,24 @@ def ask(config: tuple[str, ...], text: str | None, model: str | None) -> None:
     ask_once(_load(config), text=text, model=model)
 
 
+@cli.command(context_settings=OVERRIDES)
+@click.argument("config", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--since", help="Start of the window: 2026-05-01, 2026-05-01T12:00, 24h, 7d.")
+@click.option("--until", help="Its end; without it, now.")
+@click.option("--metrics", metavar="FILE", help="Write gauges for node exporter's textfiles.")
+def monitor(config: tuple[str, ...], **options: str | None) -> None:
+    """Compare the request log with the run's held-out prompts and answers.
+
+    Lengths, fields of the answers, embeddings, and the share of valid answers over time; writes
+    monitor.json and monitor.html into the run folder. Exits 4 on drift. `[monitor]` has the
+    thresholds.
+    """
+    from jobs.monitor import monitor_run
+
+    files, overrides = _split(config)
+    monitor_run(files, overrides=overrides, **options)
+
+
 @cli.command("select-teacher", context_settings=OVERRIDES)
 @click.argument("config", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--dry-run", is_flag=True, help="Print what the candidates would cost, and stop.")

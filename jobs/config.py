@@ -16,6 +16,7 @@ from distill.config import (
     PromptsConfig,
     TaskConfig,
 )
+from distill.monitor.config import MonitorConfig
 from distill.teach.config import ProgramTeacher, TeacherConfig
 from distill.train.config import StudentConfig, TrainConfig
 from distill.tune.config import TuneConfig
@@ -47,6 +48,7 @@ class RunConfig(StrictModel):
     gates: GatesConfig = GatesConfig()
     registry: RegistryConfig = RegistryConfig()
     serve: ServeConfig = ServeConfig()
+    monitor: MonitorConfig = MonitorConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")

@@ -1,0 +1,1 @@
+"""Drift of what is asked and answered in production against a run's evaluation set."""
