@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 log = logging.getLogger("ray.serve")
@@ -28,6 +28,11 @@ TOLERANCE = 0.1
 """Fewer replicas by less than this share are not worth a change, as in Kubernetes."""
 LEAST_ONGOING = 0.5
 """Requests a replica below which more replicas do not make any request faster."""
+
+LOOK_BACK_S = 10.0
+"""Seconds that the requests under way are averaged over."""
+METRICS_INTERVAL_S = 2.0
+"""How often replicas and the gateway report to Ray Serve's controller."""
 
 _MEMORY = "distillery"
 
@@ -120,23 +125,21 @@ def decide(
     """
     if not memory.begun:
         start = ((now_s, target),)
-        memory = Memory(start, start, busy_at_s=now_s, replicas=replicas, begun=True)
-    if window.ongoing > 0 or window.finished:
-        memory = replace(memory, busy_at_s=now_s)
-    if replicas > memory.replicas:
-        memory = replace(memory, grown_at_s=now_s)
-    memory = replace(memory, replicas=replicas)
-    if replicas == 0:
+        memory = Memory(start, start, busy_at_s=now_s, replicas=replicas)
+    busy = window.ongoing > 0 or window.finished > 0
+    busy_at_s = now_s if busy else memory.busy_at_s
+    grown_at_s = now_s if replicas > memory.replicas else memory.grown_at_s
+    highs, lows = memory.highs, memory.lows
+    if replicas:
+        trusted = now_s - grown_at_s >= WINDOW_S
+        wanted = wanted_replicas(window, replicas=replicas, scaling=scaling, trusted=trusted)
+        highs = _said(highs, now_s, wanted, span_s=scaling.downscale_delay_s, sign=1)
+        lows = _said(lows, now_s, wanted, span_s=scaling.upscale_delay_s, sign=-1)
+    memory = Memory(highs, lows, busy_at_s, replicas, grown_at_s, begun=True)
+    if not replicas:
         return _within(max(target, int(window.ongoing > 0)), scaling), memory
-    trusted = now_s - memory.grown_at_s >= WINDOW_S
-    wanted = wanted_replicas(window, replicas=replicas, scaling=scaling, trusted=trusted)
-    memory = replace(
-        memory,
-        highs=_said(memory.highs, now_s, wanted, span_s=scaling.downscale_delay_s, sign=1),
-        lows=_said(memory.lows, now_s, wanted, span_s=scaling.upscale_delay_s, sign=-1),
-    )
-    high, low = memory.highs[0][1], memory.lows[0][1]
-    idle = now_s - memory.busy_at_s >= scaling.idle_s
+    high, low = highs[0][1], lows[0][1]
+    idle = now_s - busy_at_s >= scaling.idle_s
     if low > target:
         target = low
     elif idle and target == 1:
