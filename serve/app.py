@@ -13,15 +13,11 @@ from cluster.errors import PrerequisiteError, StageError
 from cluster.models import model_location, model_name
 from cluster.session import require_port
 from cluster.storage import Store
-from serve.autoscale import Scaling
+from serve.autoscale import LOOK_BACK_S, METRICS_INTERVAL_S, Scaling
 from serve.config import ServeConfig
 
 REPLICA_DEPLOYMENT = "replica"
 GATEWAY_DEPLOYMENT = "gateway"
-LOOK_BACK_S = 10.0
-"""Seconds that the requests under way are averaged over for autoscaling."""
-METRICS_INTERVAL_S = 2.0
-"""How often replicas and the gateway report to the autoscaler."""
 REPLICA_CPUS = 2
 """Logical CPUs of a replica on CPU: one for Serve's actor, one for its engine."""
 
