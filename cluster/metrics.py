@@ -39,6 +39,11 @@ MONITOR_SIGNAL_LABELS = (*MONITOR_LABELS, "signal")
 MONITOR_ROWS = "distillery_monitor_rows"
 MONITOR_VALID_RATIO = "distillery_monitor_valid_ratio"
 MONITOR_TIME = "distillery_monitor_timestamp_seconds"
+QUALITY_CHECKS = "distillery_quality_checks_total"
+FALLBACK_STEPS = "distillery_fallback_steps_total"
+FALLBACKS = "distillery_fallbacks_total"
+TEACHER_USD = "distillery_teacher_usd_total"
+SAVED_USD = "distillery_saved_usd_total"
 
 TRAIN_LABELS = ("run",)
 """`run`: name of the run's folder."""

@@ -16,6 +16,7 @@ from cluster.session import require_memory
 from jobs.client import api_client
 from jobs.display import StepProgress
 from jobs.entry import stage_main
+from jobs.quality import quality_parts
 from jobs.run import Run, StageResult
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def start(run: Run) -> str:
         base_model=config.student.model,
         registry_uri=config.registry.uri,
         accelerator=config.cluster.accelerator,
+        quality=quality_parts(config),
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from cluster.config import StrictModel, validate
 from jobs.config import load_run_config
+from jobs.quality import quality_parts
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -36,4 +37,5 @@ def app(args: dict[str, Any]) -> Application:
         base_model=config.student.model,
         registry_uri=config.registry.uri,
         accelerator=config.cluster.accelerator,
+        quality=quality_parts(config),
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster import cpu_engine
 from cluster.errors import PrerequisiteError, StageError
@@ -15,6 +16,9 @@ from cluster.session import require_port
 from cluster.storage import Store
 from serve.autoscale import LOOK_BACK_S, METRICS_INTERVAL_S, Scaling
 from serve.config import ServeConfig
+
+if TYPE_CHECKING:
+    from serve.quality.gate import QualityParts
 
 REPLICA_DEPLOYMENT = "replica"
 GATEWAY_DEPLOYMENT = "gateway"
@@ -110,11 +114,17 @@ def max_resident(config: ServeConfig, accelerator: str | None) -> int:
 
 
 def build_app(
-    config: ServeConfig, *, base_model: str, registry_uri: str, accelerator: str | None
+    config: ServeConfig,
+    *,
+    base_model: str,
+    registry_uri: str,
+    accelerator: str | None,
+    quality: Mapping[str, QualityParts] | None = None,
 ) -> Any:
     """Return the `ray.serve` Application: gateway and replicas, bound together.
 
     `base_model` is a model folder that every node sees, or a hub name; `registry_uri` likewise.
+    `quality` are the parts of `config.quality`, which only `jobs` can make.
     """
     from ray import serve as ray_serve
     from ray.serve.llm import build_llm_deployment
@@ -144,19 +154,29 @@ def build_app(
         max_ongoing_requests=100_000,
         ray_actor_options={"num_cpus": 0 if accelerator is None else 1},
     )
-    logged = config.model_copy(
-        update={"request_log": _absolute(config.request_log) if config.request_log else ""}
+    located = config.model_copy(
+        update={
+            field: _absolute(uri)
+            for field in ("request_log", "keys", "key_usage")
+            if (uri := getattr(config, field))
+        }
     )
     return gateway.bind(
         replicas,
-        config=logged,
+        config=located,
         base_name=base_name(config, base_model),
         registry_uri=registry,
+        quality=dict(quality or {}),
     )
 
 
 def deploy(
-    config: ServeConfig, *, base_model: str, registry_uri: str, accelerator: str | None
+    config: ServeConfig,
+    *,
+    base_model: str,
+    registry_uri: str,
+    accelerator: str | None,
+    quality: Mapping[str, QualityParts] | None = None,
 ) -> str:
     """Serve on the connected Ray; returns the base URL once replicas are warm and routes live.
 
@@ -169,15 +189,20 @@ def deploy(
     if not ray.is_initialized():
         raise PrerequisiteError("Ray is not connected. Call ray.init() or ray start first.")
     model_location(base_model)
+    http_options(config)
     _check_port(config)
     _check_cpus(config, accelerator)
     deadline = time.monotonic() + config.startup_timeout_s
     ray_serve.start(
-        proxy_location="HeadOnly" if _is_loopback(config.host) else "EveryNode",
-        http_options={"host": config.host, "port": config.port},
+        proxy_location="HeadOnly" if config.is_loopback else "EveryNode",
+        http_options=http_options(config),
     )
     app = build_app(
-        config, base_model=base_model, registry_uri=registry_uri, accelerator=accelerator
+        config,
+        base_model=base_model,
+        registry_uri=registry_uri,
+        accelerator=accelerator,
+        quality=quality,
     )
     target = ray_serve.RunTarget(
         target=app,
@@ -195,10 +220,30 @@ def deploy(
     return base_url(config)
 
 
+def http_options(config: ServeConfig) -> dict[str, Any]:
+    """Return Ray Serve's HTTPOptions; PrerequisiteError if a file of TLS is not there."""
+    options: dict[str, Any] = {
+        "host": config.host,
+        "port": config.port,
+        "keep_alive_timeout_s": config.keep_alive_s,
+    }
+    for field in ("tls_cert", "tls_key"):
+        file = getattr(config, field)
+        if file and not os.access(file, os.R_OK):
+            raise PrerequisiteError(f"serve.{field} {file!r} cannot be read; give a PEM file.")
+    if config.tls_cert:
+        options |= {
+            "ssl_certfile": str(Path(config.tls_cert).absolute()),
+            "ssl_keyfile": str(Path(config.tls_key).absolute()),
+        }
+    return options
+
+
 def base_url(config: ServeConfig) -> str:
     """Return where clients on this machine find the gateway; OpenAI's base is `/v1` below it."""
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-    return f"http://{host}:{config.port}"
+    scheme = "https" if config.tls_cert else "http"
+    return f"{scheme}://{host}:{config.port}"
 
 
 def shutdown(app_name: str) -> None:
@@ -279,10 +324,6 @@ def _check_cpus(config: ServeConfig, accelerator: str | None) -> None:
             "free: serving would wait for ever. Raise cluster.logical_cpus or lower serve.replicas "
             "(serve.min_replicas)."
         )
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _absolute(uri: str) -> str:

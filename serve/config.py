@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from cluster.config import StrictModel
 from cluster.masking import MaskingConfig
+from serve.quality.config import QualityConfig
 
 
 def is_loopback(host: str) -> bool:
@@ -113,6 +114,9 @@ class ServeConfig(StrictModel):
     """How often the gateway looks whether an alias moved in the registry."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Further vLLM engine arguments."""
+    quality: dict[str, QualityConfig] = Field(default_factory=dict)
+    """Checks and fallbacks by model name, `[serve.quality.reconcile]`; a name without a section is
+    answered as the student answers."""
     request_log: str = ""
     """URI of the folder for the Parquet request log; empty switches it off."""
     request_log_sample: float = Field(default=1.0, ge=0, le=1)

@@ -6,11 +6,12 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -19,10 +20,14 @@ from starlette.exceptions import HTTPException
 
 from cluster.example import example_id
 from cluster.registry import Registry
+from cluster.storage import Store
+from serve.admit import Admission, Door, price_of
 from serve.broadcast import call_every_replica
 from serve.config import ServeConfig
+from serve.cors import Cors
 from serve.errors import (
     ApiError,
+    client_left,
     error_body,
     internal,
     not_ready,
@@ -30,10 +35,15 @@ from serve.errors import (
     timed_out,
     unknown_model,
 )
+from serve.keys import Key
 from serve.metrics import GatewayMetrics, Labels, labels_of
 from serve.observe import Usage
+from serve.openapi import ApiPages
+from serve.quality.answers import as_events, unstreamed
+from serve.quality.gate import Checked, QualityGate, QualityParts, ReplicaAnswer
+from serve.reading import read_body
 from serve.request_log import RequestLog
-from serve.requests import ApiRequest, parse_body, prompt_messages, request_id_of
+from serve.requests import ApiRequest, check_size, parse_body, prompt_messages, request_id_of
 from serve.routes import RouteTable, Target
 from serve.watcher import RegistryWatcher
 
@@ -42,9 +52,27 @@ log = logging.getLogger("ray.serve")
 MODEL_HEADER = "x-distillery-model"
 REQUEST_ID_HEADER = "x-request-id"
 MAX_ATTEMPTS = 3
-CLIENT_CLOSED = 499
+EVENT_STREAM = "text/event-stream"
+TEACHER_SPENDING = ".teacher-usage"
+"""Folder in the registry; no adapter can have this name."""
+UNFINISHED = ("client_closed", "timeout")
+"""Kinds of failures for which the engine had begun to work."""
 
-api = FastAPI(title="Distillery", docs_url=None, redoc_url=None)
+# Described from the engine's own models, which the gateway does not import.
+api = FastAPI(title="Distillery", docs_url=None, redoc_url=None, openapi_url=None)
+
+
+def _cors_origins() -> list[str]:
+    gateway: Gateway = ray_serve.get_replica_context().servable_object
+    return gateway._config.cors_origins
+
+
+api.add_middleware(Cors, origins=_cors_origins)
+
+
+@api.exception_handler(ApiError)
+async def _api_error(request: Request, error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
 
 @api.exception_handler(HTTPException)
@@ -65,7 +93,10 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
 class _Call:
     """One request on its way: what is counted and logged about it."""
 
-    __slots__ = ("labels", "request", "request_id", "route", "started", "target")
+    __slots__ = (
+        "admission", "checked", "labels", "num_events", "request", "request_id", "route",
+        "started", "target",
+    )  # fmt: skip
 
     def __init__(self, route: str, request_id: str):
         self.route = route
@@ -74,6 +105,9 @@ class _Call:
         self.request: ApiRequest | None = None
         self.target: Target | None = None
         self.labels: Labels = labels_of(None, route)
+        self.admission = Admission()
+        self.num_events = 0
+        self.checked: Checked | None = None
 
     @property
     def elapsed_s(self) -> float:
@@ -82,7 +116,9 @@ class _Call:
     @property
     def headers(self) -> dict[str, str]:
         # Serve's proxy passes the request id in, or makes one, and sends it back by itself.
-        return {MODEL_HEADER: self.target.served_name} if self.target else {}
+        model = {MODEL_HEADER: self.target.served_name} if self.target else {}
+        checked = dict(self.checked.headers) if self.checked else {}
+        return self.admission.headers | model | checked
 
 
 @ray_serve.ingress(api)
@@ -91,13 +127,26 @@ class Gateway:
 
     # Serve awaits it in the event loop that requests run in, so the watcher shares their loop.
     async def __init__(  # type: ignore[misc]
-        self, replicas: DeploymentHandle, *, config: ServeConfig, base_name: str, registry_uri: str
+        self,
+        replicas: DeploymentHandle,
+        *,
+        config: ServeConfig,
+        base_name: str,
+        registry_uri: str,
+        quality: Mapping[str, QualityParts] | None = None,
     ):
         self._config = config
         self._answer = replicas.options(method_name="answer")
         self._stream = replicas.options(method_name="stream", stream=True)
         self._created = int(time.time())
+        self._pages = ApiPages(replicas, with_keys=bool(config.keys))
+        self._door = Door(config, price=price_of(config, base_name))
+        await self._door.start()
         self._metrics = GatewayMetrics()
+        # A teacher's client takes seconds to import.
+        spending = Store(registry_uri) / TEACHER_SPENDING
+        self._quality = await asyncio.to_thread(QualityGate, quality or {}, state=spending)
+        await self._quality.start()
         self._log = (
             RequestLog(
                 config.request_log,
@@ -138,6 +187,8 @@ class Gateway:
 
     async def __del__(self) -> None:
         self._following.cancel()
+        await self._door.close()
+        await self._quality.close()
         if self._log is not None:
             await asyncio.to_thread(self._log.close)
 
@@ -151,28 +202,51 @@ class Gateway:
         return JSONResponse({"status": "ok"})
 
     @api.get("/ready")
-    async def ready(self) -> Response:
-        """200 once replicas are warm and aliases are loaded; routes and refusals either way."""
+    async def ready(self, request: Request) -> Response:
+        """200 once replicas are warm and aliases are loaded; routes and refusals for admins."""
         ready = self.is_ready()
-        body = {"ready": ready, **self._watcher.status()}
+        body: dict[str, Any] = {"ready": ready}
+        with suppress(ApiError):
+            # Names and the reasons of refusals are not for whoever happens to reach the port.
+            self._door.require_admin(request.headers)
+            body |= self._watcher.status()
         return JSONResponse(body, status_code=200 if ready else 503)
 
+    @api.get("/openapi.json")
+    async def openapi(self) -> Response:
+        """The OpenAPI description."""
+        return JSONResponse(await self._pages.document())
+
+    @api.get("/docs")
+    async def docs(self) -> Response:
+        """The same as a page that loads nothing."""
+        return HTMLResponse(await self._pages.page())
+
     @api.get("/v1/models")
-    async def models(self) -> Response:
-        """The base, aliases and versions that may be asked for."""
-        await self._watcher.refresh()
-        cards = list(self._table.cards(created=self._created))
-        return JSONResponse({"object": "list", "data": cards})
+    async def models(self, request: Request) -> Response:
+        """The base, aliases and versions that the caller may ask for."""
+        return JSONResponse({"object": "list", "data": await self._cards(request)})
 
     @api.get("/v1/models/{model:path}")
-    async def model(self, model: str) -> Response:
+    async def model(self, model: str, request: Request) -> Response:
         """One of them."""
-        await self._watcher.refresh()
-        for card in self._table.cards(created=self._created):
+        for card in await self._cards(request):
             if card["id"] == model:
                 return JSONResponse(card)
-        error = unknown_model(model)
-        return JSONResponse(error.body, status_code=error.status)
+        raise unknown_model(model)
+
+    async def _cards(self, request: Request) -> list[dict[str, Any]]:
+        key = self._identify("models", request)
+        await self._watcher.refresh()
+        cards = self._table.cards(created=self._created)
+        return [card for card in cards if self._door.may_see(key, card["id"])]
+
+    def _identify(self, route: str, request: Request) -> Key | None:
+        try:
+            return self._door.authenticate(request.headers)
+        except ApiError as error:
+            self._metrics.failed(labels_of(None, route), status=error.status, kind=error.kind)
+            raise
 
     @api.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
@@ -187,11 +261,11 @@ class Gateway:
     async def _complete(self, route: str, http: Request) -> Response:
         call = _Call(route, request_id_of(http.headers.get(REQUEST_ID_HEADER)))
         try:
-            body = await http.body()
-            call.request = parse_body(body, max_bytes=self._config.max_body_mb << 20)
+            call.request = await self._admit(call, http)
             call.target = await self._resolve(call.request.model)
             call.labels = labels_of(call.target, route)
-            if call.request.stream:
+            held = self._quality.holds(call.target.adapter, route, call.request.payload)
+            if call.request.stream and not held:
                 return await self._begin_stream(call)
             return await self._answer_whole(call)
         except ApiError as error:
@@ -199,11 +273,28 @@ class Gateway:
             return JSONResponse(
                 error.body, status_code=error.status, headers=call.headers | error.headers
             )
+        except asyncio.CancelledError:
+            self._failed(call, client_left())
+            raise
         except Exception:
             log.exception("request %s failed", call.request_id)
             ours = internal(call.request_id)
             self._failed(call, ours)
             return JSONResponse(ours.body, status_code=ours.status, headers=call.headers)
+
+    async def _admit(self, call: _Call, http: Request) -> ApiRequest:
+        """Who asks, then what: a stranger's body is never read."""
+        config = self._config
+        key = self._door.authenticate(http.headers)
+        body = await read_body(
+            http, max_bytes=config.max_body_mb << 20, timeout_s=config.body_timeout_s
+        )
+        request = parse_body(body, max_bytes=config.max_body_mb << 20)
+        check_size(
+            request, max_prompt_chars=config.max_prompt_chars, max_choices=config.max_choices
+        )
+        call.admission = self._door.admit(key, request)
+        return request
 
     async def _resolve(self, model: str) -> Target:
         try:
@@ -216,29 +307,54 @@ class Gateway:
             return self._table.resolve(model)
 
     async def _answer_whole(self, call: _Call) -> Response:
+        """Answer with a whole body; a stream that is checked first gets it as one burst."""
         assert call.request is not None
-        assert call.target is not None
+        payload = call.request.payload
         self._metrics.begin(call.labels)
         try:
-            status, content, usage = await self._first_result(
-                call, lambda: self._answer.remote(*self._arguments(call))
+            first = await self._ask(call, unstreamed(payload))
+            checked = call.checked = await self._quality.checked(
+                call.labels,
+                call.route,
+                payload,
+                first,
+                ask=lambda changed: self._ask(call, changed),
+                seconds_left=lambda: max(0.0, self._config.request_timeout_s - call.elapsed_s),
             )
         finally:
             self._metrics.end(call.labels)
+        self._answered(call, usage=checked.usage, ttft_s=checked.usage.ttft_s)
+        if not call.request.stream:
+            return Response(checked.content, media_type="application/json", headers=call.headers)
+        events = as_events(checked.content, call.route, payload)
+        return Response(
+            events, media_type=EVENT_STREAM, headers=call.headers | {"cache-control": "no-cache"}
+        )
+
+    async def _ask(self, call: _Call, payload: dict[str, Any]) -> ReplicaAnswer:
+        """Ask a replica for a whole answer; ApiError when it has none."""
+        assert call.target is not None
+        logprobs = self._quality.wants_logprob(call.target.adapter)
+        arguments = (call.route, payload, call.target.model_id, call.request_id, logprobs)
+        status, content, usage = await self._first_result(
+            call, lambda: self._answer.remote(*arguments)
+        )
         if status != 200:
             raise self._replica_error(call, content)
-        self._answered(call, usage=usage, ttft_s=usage.ttft_s)
-        return Response(content, media_type="application/json", headers=call.headers)
+        return ReplicaAnswer(content, usage)
 
     async def _begin_stream(self, call: _Call) -> Response:
         """Wait for the first event before the status is sent: an error then has its own status."""
+        assert call.request is not None
+        assert call.target is not None
+        asked = (call.route, call.request.payload, call.target.model_id, call.request_id)
         self._metrics.begin(call.labels)
         events: Any = None
         try:
 
             def start() -> Any:
                 nonlocal events
-                events = self._stream.remote(*self._arguments(call))
+                events = self._stream.remote(*asked)
                 return events.__anext__()
 
             first = await self._first_result(call, start)
@@ -246,11 +362,13 @@ class Gateway:
                 raise self._replica_error(call, first[1])
         except BaseException:
             self._metrics.end(call.labels)
+            if events is not None:
+                events.cancel()
             raise
         ttft_s = call.elapsed_s
         return StreamingResponse(
             self._rest_of_stream(call, first=first, events=events, ttft_s=ttft_s),
-            media_type="text/event-stream",
+            media_type=EVENT_STREAM,
             headers=call.headers | {"cache-control": "no-cache"},
         )
 
@@ -266,10 +384,13 @@ class Gateway:
                     if isinstance(item, Usage):
                         usage = item
                     else:
+                        call.num_events += item.count(b"data: ")
                         yield item
+            if usage is not None:
+                call.checked = await self._quality.looked_at(call.labels, usage)
             self._answered(call, usage=usage or Usage(), ttft_s=ttft_s)
         except (asyncio.CancelledError, GeneratorExit):
-            self._failed(call, ApiError("client left", status=CLIENT_CLOSED, kind="client_closed"))
+            self._failed(call, client_left())
             raise
         except Exception as error:
             # The status is sent already: the error can only be an event, and the stream ends.
@@ -280,11 +401,6 @@ class Gateway:
             self._metrics.end(call.labels)
             if usage is None:
                 events.cancel()
-
-    def _arguments(self, call: _Call) -> tuple[str, dict[str, Any], str | None, str]:
-        assert call.request is not None
-        assert call.target is not None
-        return call.route, call.request.payload, call.target.model_id, call.request_id
 
     async def _first_result(self, call: _Call, start: Any) -> Any:
         """Await a replica's first result, on another replica if one died before it began."""
@@ -299,6 +415,11 @@ class Gateway:
                 if attempt == MAX_ATTEMPTS:
                     raise self._known_error(error, call) from error
                 log.warning("request %s: a replica died, asking another", call.request_id)
+            except asyncio.CancelledError:
+                # The client left: nobody reads what the replica would go on to generate.
+                if hasattr(result, "cancel"):
+                    result.cancel()
+                raise
             except (TimeoutError, BackPressureError, DeploymentUnavailableError) as error:
                 if hasattr(result, "cancel"):
                     result.cancel()
@@ -327,6 +448,7 @@ class Gateway:
 
     def _answered(self, call: _Call, *, usage: Usage, ttft_s: float | None) -> None:
         latency_s = call.elapsed_s
+        self._door.charge(call.admission, usage)
         self._metrics.answered(
             call.labels,
             latency_s=latency_s,
@@ -338,6 +460,10 @@ class Gateway:
 
     def _failed(self, call: _Call, error: ApiError) -> None:
         self._metrics.failed(call.labels, status=error.status, kind=error.kind)
+        if error.kind in UNFINISHED:
+            self._door.charge_left(call.admission, num_events=call.num_events)
+        else:
+            self._door.refund(call.admission)
         self._write(call, status=error.status, latency_s=call.elapsed_s, usage=Usage(), ttft_s=None)
 
     def _write(
@@ -347,6 +473,7 @@ class Gateway:
         if self._log is None or request is None:
             return
         created_at = time.time()
+        checked = call.checked
 
         def row() -> dict[str, Any]:
             messages = prompt_messages(request.payload)
@@ -364,6 +491,7 @@ class Gateway:
                 "ttft_s": ttft_s,
                 "status": status,
                 "created_at": int(created_at * 1000),
+                **(checked.log_fields if checked else {}),
             }
 
-        self._log.add(row)
+        self._log.add(row, always=checked is not None and checked.is_pair)

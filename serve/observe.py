@@ -13,29 +13,39 @@ MAX_LOGGED_CHARS = 65_536
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens and time of one request; `text` is its first choice."""
+    """Tokens and time of one request; `text` and what follows it are its first choice's."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     ttft_s: float | None = None
     text: str = ""
+    finish_reason: str | None = None
+    """OpenAI's: `stop`, `length`, …"""
+    mean_logprob: float | None = None
+    """Mean log-probability of its tokens, nats; only where it was asked for."""
 
 
-_current: ContextVar[Usage | None] = ContextVar("usage", default=None)
+_current: ContextVar[tuple[Usage, bool] | None] = ContextVar("usage", default=None)
 
 
-def observe(usage: Usage) -> None:
-    """Let engine calls made from here on, in this task, count into `usage`."""
-    _current.set(usage)
+def observe(usage: Usage, *, logprobs: bool = False) -> None:
+    """Let engine calls made from here on, in this task, count into `usage`.
+
+    `logprobs` also has the engine sum up the log-probabilities of the tokens it samples; the
+    client's answer does not show them.
+    """
+    _current.set((usage, logprobs))
 
 
 def observed(generate: Any) -> Any:
     """Wrap an engine client's `generate` so that it fills the current request's Usage."""
 
-    def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        outputs = generate(*args, **kwargs)
-        usage = _current.get()
-        return outputs if usage is None else _counted(outputs, usage)
+    def wrapper(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        current = _current.get()
+        if current is not None and current[1] and sampling_params.logprobs is None:
+            sampling_params.logprobs = 0  # of the sampled token alone
+        outputs = generate(prompt, sampling_params, *args, **kwargs)
+        return outputs if current is None else _counted(outputs, current[0])
 
     return wrapper
 
@@ -43,6 +53,7 @@ def observed(generate: Any) -> Any:
 async def _counted(outputs: AsyncIterator[Any], usage: Usage) -> AsyncIterator[Any]:
     started = time.perf_counter()
     first = True
+    num_tokens = 0
     # A final-only output carries whole texts, a delta its new part: both add up to the answer.
     async for output in outputs:
         if first:
@@ -53,6 +64,11 @@ async def _counted(outputs: AsyncIterator[Any], usage: Usage) -> AsyncIterator[A
                 usage.ttft_s = measured or time.perf_counter() - started
         for choice in output.outputs:
             usage.completion_tokens += len(choice.token_ids)
-            if choice.index == 0 and len(usage.text) < MAX_LOGGED_CHARS:
-                usage.text += choice.text
+            if choice.index == 0:
+                if len(usage.text) < MAX_LOGGED_CHARS:
+                    usage.text += choice.text
+                usage.finish_reason = choice.finish_reason or usage.finish_reason
+                num_tokens += len(choice.token_ids)
+                if choice.cumulative_logprob is not None and num_tokens:
+                    usage.mean_logprob = choice.cumulative_logprob / num_tokens
         yield output

@@ -1,4 +1,4 @@
-"""What each key used on each UTC day, kept across a restart of the gateway.
+"""What each account (an API key, a model's teacher) used on each UTC day, across restarts.
 
 Every gateway process writes a file of its own, `<day>/<process>.json`, and reads the others', so
 two gateways never overwrite each other and a new one goes on from what was used. Counters belong
@@ -94,11 +94,11 @@ class DailyUsage:
             self._unwritten.update(changed)
             problem = f"{type(error).__name__}: {error}"
             if problem != self._problem:
-                log.error("usage of API keys is counted in memory only: %s", problem)
+                log.error("daily usage is counted in memory only: %s", problem)
             self._problem = problem
             return
         if self._problem:
-            log.info("usage of API keys is kept again")
+            log.info("daily usage is kept again")
         self._problem = None
         self._forget_old_days()
 

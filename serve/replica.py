@@ -27,11 +27,13 @@ from cluster.registry import Registry
 from serve.adapters import AdapterFolders
 from serve.engine_errors import explain_engine_error, explain_validation_error, prompt_length
 from serve.errors import ApiError, internal, refused_model
+from serve.fields import check_fields
 from serve.gather import gathered
 from serve.observe import Usage, observe, observed
 from serve.recent import RecentLatencies
 from serve.residents import Residents
 from serve.routes import DEFAULT_ALIAS
+from serve.schemas import FIELDS, api_schemas
 
 log = logging.getLogger("ray.serve")
 
@@ -121,6 +123,14 @@ class ModelReplica(LLMServer):
         """What Serve collects for the autoscaling policy: `finished` and `p90_s`."""
         return self._recent.stats()
 
+    def api_schemas(self) -> dict[str, Any]:
+        """JSON Schemas of requests and answers, for the OpenAPI description."""
+        return api_schemas()
+
+    def requests_in_engine(self) -> int:
+        """Requests that the engine generates for or keeps waiting."""
+        return int(self.engine._engine_client.get_num_unfinished_requests())
+
     def resident_adapters(self) -> list[str]:
         """Adapters in the engine now, least recently used first."""
         return self._residents.ids
@@ -185,13 +195,21 @@ class ModelReplica(LLMServer):
             raise RuntimeError(f"{name} does not answer: {answer.error.message}")
 
     async def answer(
-        self, route: str, payload: dict[str, Any], model_id: str | None, request_id: str
+        self,
+        route: str,
+        payload: dict[str, Any],
+        model_id: str | None,
+        request_id: str,
+        logprobs: bool = False,
     ) -> tuple[int, Any, Usage]:
-        """Answer a request that is not streamed: (200, JSON bytes, usage) or (status, error…)."""
+        """Answer a request that is not streamed: (200, JSON bytes, usage) or (status, error…).
+
+        `logprobs` fills the usage's mean log-probability.
+        """
         usage = Usage()
         try:
             async with self._holding(model_id):
-                observe(usage)
+                observe(usage, logprobs=logprobs)
                 # Without the load of a cold adapter, which more replicas would not shorten.
                 begun = time.monotonic()
                 response = await self._ask(route, payload, model_id, request_id)
@@ -223,6 +241,7 @@ class ModelReplica(LLMServer):
     async def _ask(
         self, route: str, payload: dict[str, Any], model_id: str | None, request_id: str
     ) -> Any:
+        check_fields(payload, FIELDS[route])
         payload["model"] = model_id or self._llm_config.model_id
         payload["request_id"] = request_id
         try:

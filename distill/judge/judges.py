@@ -11,7 +11,6 @@ from distill.config import JudgeLiteLLM, JudgeParse, JudgeVerify
 from distill.judge.schema import (
     Score,
     UnreadableAnswer,
-    is_share,
     read_verdict,
     verdict_schema,
 )
@@ -93,11 +92,10 @@ class VerifyJudge:
     """Executes the task's `verify` function. Without one, a record that fits the schema passes."""
 
     def __init__(self, config: JudgeVerify, task: Task):
-        """Load the function."""
+        """Take the task."""
         self.name = judge_name(config)
         self._dimension = config.dimension
         self._task = task
-        self._verify = task.function(task.spec.verify) if task.spec.verify else None
 
     def judge(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Score each record by execution."""
@@ -107,17 +105,13 @@ class VerifyJudge:
         parsed = self._task.parse(row["completion"])
         if parsed.answer is None:
             return self._verdict(row, score=0.0, reasoning=parsed.problem)
-        if self._verify is None:
+        if not self._task.spec.verify:
             return self._verdict(row, score=1.0, reasoning="fits the schema")
         try:
-            outcome = self._verify(json.loads(row["variables"]), parsed.answer)
-            value, reasoning = outcome if isinstance(outcome, tuple) else (outcome, "")
-            score = float(value)
+            score, reasoning = self._task.verified(json.loads(row["variables"]), parsed.answer)
         except Exception as error:
             return self._verdict(row, error=f"{type(error).__name__}: {error}")
-        if not is_share(score):
-            return self._verdict(row, error=f"{self._task.spec.verify} returned {value!r:.80}")
-        return self._verdict(row, score=score, reasoning=str(reasoning))
+        return self._verdict(row, score=score, reasoning=reasoning)
 
     def _verdict(self, row: dict[str, Any], **found: Any) -> dict[str, Any]:
         return verdict(row, self.name, self._dimension, **found)

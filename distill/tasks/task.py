@@ -121,6 +121,22 @@ class Task:
         """Load `module:function` from the task folder."""
         return load_function(self.folder, reference)
 
+    def verified(self, variables: dict[str, Any], answer: dict[str, Any]) -> tuple[float, str]:
+        """Run the task's `verify`: its score from 0 to 1, and its reason.
+
+        DataError when it returns anything else; what it raises comes through.
+        """
+        outcome = self._verify(variables, answer)
+        value, reason = outcome if isinstance(outcome, tuple) else (outcome, "")
+        score = float(value)
+        if not 0 <= score <= 1:
+            raise DataError(f"{self.spec.verify} returned {value!r:.80}; expected 0 to 1.")
+        return score, str(reason)
+
+    @cached_property
+    def _verify(self) -> Callable[..., Any]:
+        return self.function(self.spec.verify)
+
     @cached_property
     def _validator(self) -> Any:
         from jsonschema import Draft202012Validator

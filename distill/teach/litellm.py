@@ -294,14 +294,23 @@ class LiteLLMTeacherRunner:
         tokens_in, tokens_out = int(usage.prompt_tokens), int(usage.completion_tokens)
         details = getattr(usage, "prompt_tokens_details", None)
         cached = min(tokens_in, int(getattr(details, "cached_tokens", None) or 0))
-        per_input, per_cached, per_output = self._prices
         return answer.with_usage(
             prompt_tokens=tokens_in,
             cached_tokens=cached,
             completion_tokens=tokens_out,
-            cost_usd=(tokens_in - cached) * per_input
-            + cached * per_cached
-            + tokens_out * per_output,
+            cost_usd=self.usd_of(
+                prompt_tokens=tokens_in, completion_tokens=tokens_out, cached_tokens=cached
+            ),
+        )
+
+    def usd_of(
+        self, *, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0
+    ) -> float:
+        """Price of a request, US dollars; `cached_tokens` are among the prompt's."""
+        per_input, per_cached, per_output = self._prices
+        paid_in_full = prompt_tokens - cached_tokens
+        return (
+            paid_in_full * per_input + cached_tokens * per_cached + completion_tokens * per_output
         )
 
     def _response_format(self) -> dict[str, Any] | None:

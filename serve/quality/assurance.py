@@ -1,0 +1,233 @@
+"""The way of one answer: checked, and where it fails repaired, retried or given by the teacher."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from serve.quality.allowance import DailyBudget, Rate
+from serve.quality.checks import Given, Refusal, TaskCheck, refusal
+from serve.quality.config import QualityConfig
+from serve.quota import Spent
+
+log = logging.getLogger("ray.serve")
+
+UNAVAILABLE = "unavailable"
+"""The label of a teacher that did not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherAnswer:
+    """What the teacher said, or `error`."""
+
+    text: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+    error: str = ""
+
+
+class Teacher(Protocol):
+    """Whoever answers in the student's place."""
+
+    name: str
+
+    def most_usd(self, messages: list[dict[str, str]]) -> float:
+        """Most dollars that an answer can cost."""
+
+    def usd_of(self, *, prompt_tokens: int, completion_tokens: int) -> float:
+        """What an answer of so many tokens costs."""
+
+    async def ask(self, messages: list[dict[str, str]]) -> TeacherAnswer:
+        """Answer; a failure is an `error`, not an exception."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An answer, and the replica's result that it came in."""
+
+    given: Given
+    result: Any = None
+
+
+Ask = Callable[[dict[str, Any]], Awaitable[Attempt]]
+"""Ask the student with changes to the request's fields. It may raise: the step then failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assured:
+    """What the client gets and why."""
+
+    attempt: Attempt
+    """The student's answer that is served, or the first one when the teacher's is."""
+    answered_by: str = "student"
+    """`student`, `repair`, `retry` or `teacher`."""
+    reason: str = ""
+    """Why the first answer was refused; empty when it passed."""
+    passed: bool = True
+    """Whether what is served passes."""
+    teacher: TeacherAnswer | None = None
+    """The teacher's answer, where it is served."""
+    usd: float = 0.0
+    """What the teacher was paid, whether its answer passed or not."""
+    refused_text: str | None = None
+    """The student's answer that was replaced."""
+    steps: tuple[tuple[str, str], ...] = ()
+    """Each step that was taken and its outcome: `passed`, a refusal's reason, `no_allowance`,
+    `no_budget`, `unavailable`."""
+
+
+class Assurance:
+    """One model's checks, steps and allowances; made once a gateway process."""
+
+    def __init__(
+        self,
+        config: QualityConfig,
+        *,
+        budget: DailyBudget,
+        task_check: TaskCheck | None = None,
+        teacher: Teacher | None = None,
+    ):
+        self.config = config
+        self._task_check = task_check
+        self._teacher = teacher
+        self._rate = Rate(config.max_teacher_rate, burst=config.teacher_burst)
+        self.budget = budget
+
+    @property
+    def wants_logprob(self) -> bool:
+        """Whether a check reads the mean log-probability."""
+        return self.config.min_mean_logprob is not None
+
+    async def check(self, given: Given) -> Refusal | None:
+        """Return why an answer is refused, or `None`; the task's check runs beside the loop."""
+        self._rate.answered()
+        return await self._refusal(given)
+
+    async def assure(
+        self,
+        messages: list[dict[str, str]],
+        first: Attempt,
+        *,
+        ask: Ask,
+        route: str = "chat",
+        seconds_left: Callable[[], float] = lambda: 120.0,
+    ) -> Assured:
+        """Check `first` and take the configured steps until an answer passes.
+
+        `messages` are the request's; `ask` reaches the same student again; `seconds_left` says
+        how long the client waits yet.
+        """
+        refused = await self.check(first.given)
+        if refused is None:
+            return Assured(first)
+        log.info("an answer was refused (%s): %s", refused.reason, refused.detail)
+        taken: list[tuple[str, str]] = []
+        usd = 0.0
+        for step in self.config.on_failure:
+            if step == "teacher":
+                answer, outcome = await self._ask_teacher(
+                    messages, first.given, seconds_left=seconds_left()
+                )
+                attempt = first
+                usd += answer.usd if answer else 0.0
+            else:
+                answer = None
+                attempt, outcome = await self._ask_student(
+                    step, messages, first, refused, ask=ask, route=route
+                )
+            taken.append((step, outcome))
+            if outcome == "passed":
+                return Assured(
+                    attempt,
+                    answered_by=step,
+                    reason=refused.reason,
+                    teacher=answer,
+                    usd=usd,
+                    refused_text=first.given.text,
+                    steps=tuple(taken),
+                )
+        return Assured(first, reason=refused.reason, passed=False, usd=usd, steps=tuple(taken))
+
+    async def _ask_student(
+        self,
+        step: str,
+        messages: list[dict[str, str]],
+        first: Attempt,
+        refused: Refusal,
+        *,
+        ask: Ask,
+        route: str,
+    ) -> tuple[Attempt, str]:
+        if step == "repair" and route == "chat":
+            changes: dict[str, Any] = {"messages": repair_messages(messages, first, refused)}
+        else:
+            # A text prompt has no turns to show the answer in: it is sampled once more.
+            changes = {
+                "temperature": self.config.retry_temperature,
+                "seed": random.getrandbits(31),
+            }
+        try:
+            attempt = await ask(changes)
+        except Exception as error:
+            # The client has an answer already, if not a good one: a failed step costs it nothing.
+            log.warning("%s of a refused answer failed: %s", step, error)
+            return first, UNAVAILABLE
+        attempt = replace(attempt, given=replace(attempt.given, variables=first.given.variables))
+        again = await self._refusal(attempt.given)
+        return attempt, again.reason if again else "passed"
+
+    async def _ask_teacher(
+        self, messages: list[dict[str, str]], first: Given, *, seconds_left: float
+    ) -> tuple[TeacherAnswer | None, str]:
+        if self._teacher is None:
+            return None, UNAVAILABLE
+        if not self._rate.take():
+            return None, "no_allowance"
+        most_usd = self._teacher.most_usd(messages)
+        if not self.budget.reserve(most_usd):
+            self._rate.give_back()
+            return None, "no_budget"
+        # A client that leaves, or a deadline, ends the wait while the provider's meter may run on.
+        answer = TeacherAnswer(usd=most_usd, error="no answer within the request's deadline")
+        try:
+            async with asyncio.timeout(seconds_left):
+                answer = await self._teacher.ask(messages)
+        except TimeoutError:
+            pass
+        finally:
+            tokens = answer.prompt_tokens + answer.completion_tokens
+            self.budget.settle(most_usd, Spent(requests=1, tokens=tokens, usd=answer.usd))
+        if answer.error:
+            log.warning("the teacher did not answer: %s", answer.error)
+            return answer, UNAVAILABLE
+        # How sure the student was says nothing about the teacher's answer.
+        given = Given(answer.text, variables=first.variables)
+        again = await self._refusal(given)
+        return answer, again.reason if again else "passed"
+
+    async def _refusal(self, given: Given) -> Refusal | None:
+        try:
+            return await asyncio.to_thread(refusal, given, self.config, self._task_check)
+        except Exception:
+            log.exception("the task's check failed; the answer is taken as it is")
+            return None
+
+
+def repair_messages(
+    messages: list[dict[str, str]], first: Attempt, refused: Refusal
+) -> list[dict[str, str]]:
+    """Return the dialogue that shows the student its answer and what is wrong with it."""
+    complaint = (
+        f"That answer cannot be used: {refused.detail}. Answer the question again, in the "
+        "required form and with nothing else."
+    )
+    return [
+        *messages,
+        {"role": "assistant", "content": first.given.text},
+        {"role": "user", "content": complaint},
+    ]
