@@ -16,6 +16,7 @@ from jobs.deploy import model_name, start
 from jobs.display import Display
 from jobs.entry import connected, opened_run
 from jobs.run import Run
+from serve.keys import KeyFile
 
 
 def serve_forever(config: RunConfig) -> None:
@@ -30,6 +31,9 @@ def serve_forever(config: RunConfig) -> None:
             url = start(run)
             run.display.say(f"ready after {time.monotonic() - begin:.0f} s at {url}/v1")
             run.display.say(f"metrics at http://127.0.0.1:{config.cluster.metrics_port}/metrics")
+            if config.serve.keys and not KeyFile(config.serve.keys).exists():
+                keys = config.serve.keys
+                run.display.say(f"nobody has a key yet: distillery keys create NAME --keys {keys}")
             run.display.say("Ctrl-C stops it")
             threading.Event().wait()
 

@@ -142,12 +142,12 @@ class Door:
             headers=limits.headers(),
         )
 
-    def charge(self, admission: Admission, usage: Usage, *, extra_usd: float = 0.0) -> None:
-        """Count what an answered request used; `extra_usd` is what others were paid for it."""
+    def charge(self, admission: Admission, usage: Usage) -> None:
+        """Count what an answered request used."""
         tokens = usage.prompt_tokens + usage.completion_tokens
-        usd = extra_usd
+        usd = 0.0
         if self._price is not None:
-            usd += self._price.request_usd(
+            usd = self._price.request_usd(
                 prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
             )
         self._settle(admission, Spent(requests=1, tokens=tokens, usd=usd))

@@ -40,10 +40,10 @@ class ApiRequest:
     @property
     def choices(self) -> int:
         """Answers asked for: `n` for each prompt."""
-        n = self.payload.get("n")
-        prompt = self.payload.get("prompt")
+        n: Any = self.payload.get("n")
+        prompt: Any = self.payload.get("prompt")
         many = isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list))
-        return (n if _is_count(n) else 1) * (len(prompt) if many else 1)
+        return int(n if _is_count(n) else 1) * (len(prompt) if many else 1)
 
 
 def parse_body(body: bytes, *, max_bytes: int) -> ApiRequest:
