@@ -17,6 +17,7 @@ from distill.config import (
     TaskConfig,
 )
 from distill.monitor.config import MonitorConfig
+from distill.relabel.config import RelabelConfig
 from distill.teach.config import ProgramTeacher, TeacherConfig
 from distill.train.config import StudentConfig, TrainConfig
 from distill.tune.config import TuneConfig
@@ -49,6 +50,7 @@ class RunConfig(StrictModel):
     registry: RegistryConfig = RegistryConfig()
     serve: ServeConfig = ServeConfig()
     monitor: MonitorConfig = MonitorConfig()
+    relabel: RelabelConfig = RelabelConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")

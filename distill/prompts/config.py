@@ -75,6 +75,17 @@ class EvolInstruct(Grown):
     """A rewritten prompt may stay close to its parent; above this it brings nothing new."""
 
 
+class FromDataset(StrictModel):
+    """The prompts of a dataset version that `distillery relabel` wrote; they name their splits."""
+
+    kind: Literal["dataset"] = "dataset"
+    """Discriminator."""
+    folder: str
+    """Folder or URI of the version, such as `runs/datasets/reconcile/v2`; its `next.toml` has this
+    section and the teacher that replays its answers."""
+
+
 MakeConfig = Annotated[
-    FromTask | SelfInstruct | EvolInstruct | LogsConfig, Field(discriminator="kind")
+    FromTask | SelfInstruct | EvolInstruct | LogsConfig | FromDataset,
+    Field(discriminator="kind"),
 ]

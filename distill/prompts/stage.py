@@ -21,7 +21,7 @@ from cluster.errors import ConfigError, StageError
 from cluster.storage import Store, digest_of, rows_table
 from distill.batches import Progress
 from distill.config import PromptsConfig
-from distill.prompts.config import EvolInstruct, SelfInstruct
+from distill.prompts.config import EvolInstruct, FromDataset, SelfInstruct
 from distill.prompts.evol_instruct import evol_instruct
 from distill.prompts.logs import LogsConfig, read_log
 from distill.prompts.pool import Pool
@@ -33,6 +33,8 @@ from distill.tasks.task import Task
 
 MADE_FILE = "prompts/made.json"
 CONTAMINATION_FILE = "prompts/contamination.json"
+DATASET_PROMPTS = "prompts.parquet"
+"""Of a dataset version."""
 BATCH_ROWS = 2048
 ALL = "all.parquet"
 
@@ -91,6 +93,8 @@ def make_prompts(
     make = config.make
     if isinstance(make, LogsConfig):
         return _from_log(make, config, store=store)
+    if isinstance(make, FromDataset):
+        return _from_dataset(task, make, config, store=store)
     sizes = {"train": config.train, "validation": config.validation, "test": config.test}
     prompts = read_prompts(task, sizes=sizes, seed=config.seed, skip_bad=config.skip_bad)
     disjoint = task.spec.prompts.disjoint
@@ -123,6 +127,14 @@ def _from_log(make: LogsConfig, config: PromptsConfig, *, store: Store) -> Promp
         f"{log.num_masked_rows} with personal data masked; see {MADE_FILE}"
     )
     return found
+
+
+def _from_dataset(task: Task, make: FromDataset, config: PromptsConfig, *, store: Store) -> Prompts:
+    """Take a version's prompts; what the task keeps apart stays apart, its new rows included."""
+    rows = Store(make.folder).read_rows(DATASET_PROMPTS)
+    sizes = {"train": config.train, "validation": config.validation, "test": config.test}
+    disjoint = task.spec.prompts.disjoint
+    return _write(rows, disjoint, sizes=sizes, seed=config.seed, store=store)
 
 
 def _grow(

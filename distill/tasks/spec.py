@@ -116,6 +116,10 @@ class PromptSource(StrictModel):
     disjoint: list[Annotated[list[str], Field(min_length=1)]] = Field(default_factory=list)
     """Combinations of variables (dotted paths) that no two splits may share. Whatever is listed,
     no prompt stands in two splits."""
+    reader: str = ""
+    """`module:function` in the task folder: `function(messages)` returns the variables of a prompt
+    that was asked, or None. A request log holds messages, and `verify` needs variables. Templates
+    without conditions, loops and filters need none."""
     stratum: str = ""
     """Variable that names a prompt's category: the splits are stratified and reported by it."""
 

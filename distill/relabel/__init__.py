@@ -1,0 +1,1 @@
+"""From the request log to the next dataset: what went wrong is picked, taught again, appended."""
