@@ -41,7 +41,7 @@ class Search:
         found = self.outcome(scaling)
         if found.holds(self.slo_p90_s):
             return False, found.replica_s, found.quantile_s(0.9)
-        return True, float(found.rejected), found.quantile_s(0.9)
+        return True, float(found.rejected + found.late), found.quantile_s(0.9)
 
     def cheapest(self, begin: Scaling) -> Outcome:
         """Return the best outcome found from `begin`, one field at a time, until none improves.

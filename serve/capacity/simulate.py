@@ -31,6 +31,8 @@ class Site:
     """Requests a replica works on at once."""
     max_queued_requests: int = 256
     """Requests that may wait; one more is refused."""
+    request_timeout_s: float = 120.0
+    """Deadline of a request; one that takes longer counts as late, and is played to its end."""
     startup_s: float | None = None
     """Seconds until a new replica answers; `None` takes the curve's."""
     every_s: float = METRICS_INTERVAL_S
@@ -54,6 +56,8 @@ class Outcome:
     """(M,)."""
     rejected: int
     """Requests that found the waiting line full."""
+    late: int
+    """Answered requests that took longer than the deadline."""
     replica_s: float
     """Seconds paid for: replicas that start, run or finish their last requests."""
     busy_s: float
@@ -87,8 +91,8 @@ class Outcome:
         return int(self.running.max())
 
     def holds(self, slo_p90_s: float) -> bool:
-        """Whether the P90 is within the objective and nobody was refused."""
-        return not self.rejected and self.quantile_s(0.9) <= slo_p90_s
+        """Whether the P90 is within the objective and nobody was refused or given up."""
+        return not self.rejected and not self.late and self.quantile_s(0.9) <= slo_p90_s
 
     def missed_share(self, slo_p90_s: float, *, window_s: float = 300.0) -> float:
         """Share of the windows with requests whose own P90 is above the objective."""
@@ -221,12 +225,14 @@ def simulate(trace: Trace, *, scaling: Scaling, site: Site) -> Outcome:
         seen.append((fleet.now_s, fleet.running, target, window.ongoing))
         fleet.steer(target)
     answered = ~np.isnan(pool.finish_s)
+    latency_s = (pool.finish_s - trace.arrival_s)[answered]
     times, running, targets, ongoing = (np.array(column) for column in zip(*seen, strict=True))
     return Outcome(
         scaling=scaling,
-        latency_s=(pool.finish_s - trace.arrival_s)[answered],
+        latency_s=latency_s,
         arrival_s=trace.arrival_s[answered],
         rejected=int(pool.counts[q.REJECTED]),
+        late=int((latency_s > site.request_timeout_s).sum()),
         replica_s=fleet.replica_s,
         busy_s=float(pool.sums[q.SUM_BUSY]),
         time_s=times,

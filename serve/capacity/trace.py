@@ -55,10 +55,11 @@ def read_trace(uri: str) -> Trace:
     if not len(arrival_s) or not np.isfinite(arrival_s).all():
         raise DataError(f"{uri}: {COLUMNS} must be a number in every row.")
     order = np.argsort(arrival_s, kind="stable")
-    tokens = {name: _tokens(table, name, uri) for name in TOKENS}
+    prompt_tokens, completion_tokens = (_tokens(table, name, uri) for name in TOKENS)
     return Trace(
         arrival_s[order] - arrival_s[order[0]],
-        *(values[order] if values is not None else None for values in tokens.values()),
+        None if prompt_tokens is None else prompt_tokens[order],
+        None if completion_tokens is None else completion_tokens[order],
         source=uri,
     )
 
@@ -170,3 +171,9 @@ def scaled(trace: Trace, factor: float, *, seed: int = 0) -> Trace:
         taken(trace.completion_tokens),
         source=f"{trace.source}, {factor:g} times",
     )
+
+
+def busiest_per_s(trace: Trace, *, window_s: float = 300.0) -> float:
+    """Requests a second in the busiest window of the trace, or in all of a shorter one."""
+    window_s = min(window_s, max(trace.span_s, 1.0))
+    return float(np.bincount((trace.arrival_s / window_s).astype(int)).max() / window_s)
