@@ -188,6 +188,55 @@ def plan(config: tuple[str, ...], preset: str | None, list_presets: bool, as_jso
 
 
 @cli.command(context_settings=OVERRIDES)
+@click.argument("config", nargs=-1, type=click.UNPROCESSED)
+@click.option("--trace", metavar="FILE", help="JSONL, CSV, Parquet or a request log's folder.")
+@click.option("--rate", type=POSITIVE, help="Or synthetic traffic: requests a second.")
+@click.option("--daily-peak", type=POSITIVE, help="Requests a second at noon; --rate is midnight.")
+@click.option("--hours", type=POSITIVE, default=24.0, show_default=True, help="Of such traffic.")
+@click.option("--scale", type=POSITIVE, default=1.0, help="The same traffic so many times over.")
+@click.option("--curve", metavar="FILE", help="Service curve of one replica, JSON.")
+@click.option("--startup-s", type=click.FloatRange(min=0), help="Seconds until a replica answers.")
+@click.option("--usd-per-hour", type=POSITIVE, help="Price of one replica.")
+@click.option("--margin", type=click.FloatRange(0, 1, max_open=True), default=0.1,
+              show_default=True, help="Search below the objective by this share.")  # fmt: skip
+@click.option("--search/--no-search", default=True, help="Look for the cheapest setting.")
+@click.option("--plot", metavar="FILE", help="Draw it to a .png, .svg or .pdf file.")
+@click.option("--seed", type=int, default=0, help="Of what is drawn at random.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--measure", metavar="URL", help="Measure a curve there instead, into --curve.")
+@click.option("--model", help="Model to measure.")
+@click.option("--concurrency", type=COUNT, multiple=True, help="Clients to measure with.")
+@click.option("--prompt-words", type=COUNT, default=80, show_default=True, help="When measuring.")
+@click.option("--max-tokens", type=COUNT, default=32, show_default=True, help="When measuring.")
+@click.option("--seconds", type=POSITIVE, default=20.0, show_default=True,
+              help="Of measuring at each concurrency.")  # fmt: skip
+def capacity(config: tuple[str, ...], as_json: bool, measure: str | None, model: str | None,
+             concurrency: tuple[int, ...], prompt_words: int, max_tokens: int, seconds: float,
+             **asked: Any) -> None:  # fmt: skip
+    """Say how many replicas some traffic needs, its P90 and dollars, and the cheapest setting.
+
+    The autoscaler of `serve` decides in a simulation. [serve] is CONFIG's, or the defaults;
+    serve.slo_p90_s is the objective, and the command exits 2 when no setting holds it.
+
+    \b
+    distillery capacity --measure http://127.0.0.1:8000 --model reconcile --curve curve.json
+    distillery capacity --curve curve.json --trace runs/requests --serve.slo_p90_s 3
+    distillery capacity --curve curve.json --rate 2 --daily-peak 40 --serve.slo_p90_s 3
+    """  # noqa: D301 - click needs the character itself
+    from jobs.capacity import Asked, capacity_run, measure_run
+
+    files, overrides = _split(config)
+    if measure:
+        if not model or not asked["curve"]:
+            raise click.UsageError("--measure needs --model NAME and --curve FILE to write")
+        measure_run(measure, model=model, out=asked["curve"], concurrency=concurrency,
+                    startup_s=asked["startup_s"], prompt_words=prompt_words,
+                    max_tokens=max_tokens, seconds=seconds)  # fmt: skip
+        return
+    sys.exit(capacity_run(files, overrides=overrides, asked=Asked(**asked), as_json=as_json))
+
+
+@cli.command(context_settings=OVERRIDES)
 @click.argument("config", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--records", type=COUNT, help="Training records, where none are curated yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
