@@ -80,7 +80,7 @@ def print_report(report: Report, display: Display) -> None:
     say(f"replica   {curve.alone_s:.3g} s for a request alone, at most {most:.3g} requests/s with "
         f"up to {site.max_ongoing_requests} at once, starts in {site.start_s:g} s")  # fmt: skip
     display.table(
-        "settings simulated" if report.slo_p90_s else "simulated",
+        "simulated",
         ["", "P50", "P90", "P99", "refused", "late", "replicas", "hours", "idle", "$/1k"],
         [_row(name, outcome, report) for name, outcome in report.outcomes.items()],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,18 @@ def test_twice_the_traffic_is_twice_the_requests_over_the_same_time() -> None:
     assert len(halved) == pytest.approx(len(trace) / 2, rel=0.05)
     assert doubled.span_s == pytest.approx(trace.span_s, abs=1)
     assert (np.diff(doubled.arrival_s) >= 0).all()
+
+
+@pytest.mark.slow
+def test_a_million_requests_on_ten_thousand_replicas_take_seconds() -> None:
+    play(synthetic(rate=5, hours=0.1), fixed(2))  # compiled, or read from numba's cache
+    trace = synthetic(rate=8000, hours=125 / 3600, seed=4)
+    scaling = Scaling(min_replicas=2000, max_replicas=10_000, target_ongoing_requests=1.0)
+    began = time.perf_counter()
+    found = play(trace, scaling, curve=curve(BATCHED, startup_s=20.0), max_queued_requests=ENDLESS)
+    took_s = time.perf_counter() - began
+    assert found.requests == len(trace) > 990_000
+    assert found.peak > 8000
+    # Two seconds on an idle core; the machine may be busy with something else.
+    assert took_s < 60
+    print(f"{len(trace):,} requests, {found.peak:,} replicas at most: {took_s:.1f} s")

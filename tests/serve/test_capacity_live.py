@@ -67,10 +67,9 @@ def curve(url: str) -> ServiceCurve:
 def num_replicas() -> int:
     from ray import serve as ray_serve
 
-    deployment = ray_serve.status().applications["distillery"].deployments["replica"]
-    return sum(
-        count for state, count in deployment.replica_states.items() if str(state) == "RUNNING"
-    )
+    deployments = ray_serve.status().applications["distillery"].deployments
+    states = next(d.replica_states for name, d in deployments.items() if name.endswith("replica"))
+    return sum(count for state, count in states.items() if state == "RUNNING")
 
 
 async def play(url: str, trace: Trace) -> np.ndarray:
