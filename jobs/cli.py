@@ -105,6 +105,24 @@ def monitor(config: tuple[str, ...], **options: str | None) -> None:
     monitor_run(files, overrides=overrides, **options)
 
 
+@cli.command(context_settings=OVERRIDES)
+@click.argument("config", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--budget-usd", type=POSITIVE, required=True, help="Dollars for this version.")
+@click.option("--since", help="Start of the window: 2026-05-01, 2026-05-01T12:00, 24h, 7d.")
+@click.option("--until", help="Its end; without it, now.")
+def relabel(config: tuple[str, ...], **options: Any) -> None:
+    """Let the teacher answer what the student got wrong, doubted or never saw; grow the dataset.
+
+    Failures, low confidence and uncovered prompts of the request log become a new dataset version,
+    checked like any answer. Ends with the command of the next run. What was answered once is not
+    asked again. `[relabel]` has the rules.
+    """
+    from jobs.relabel import relabel as run_relabel
+
+    files, overrides = _split(config)
+    run_relabel(files, overrides=overrides, **options)
+
+
 @cli.command("select-teacher", context_settings=OVERRIDES)
 @click.argument("config", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--dry-run", is_flag=True, help="Print what the candidates would cost, and stop.")

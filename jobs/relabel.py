@@ -19,7 +19,7 @@ from distill.prompts.split import SPLITS
 from distill.prompts.stage import prompts_file
 from distill.relabel.candidates import Candidates, candidates
 from distill.relabel.dataset import NEXT, Parent, append_version, latest, read_version
-from distill.relabel.pick import Pick, pick
+from distill.relabel.pick import Pick, least_training, pick
 from distill.relabel.relabel import Taught, teach, teacher_for
 from distill.teach.config import OneTeacher
 from distill.teach.files import read_completions
@@ -70,10 +70,15 @@ def relabel(
         number = latest(datasets)
         parent = read_version(datasets, number) if number else _of_run(run)
         window = log_window(config, since=since, until=until)
-        found = candidates(
-            run.task, window.rows, known=parent.ids, masking=config.relabel.masking
-        )
-        picks = _picked(run, found, parent)
+        found = candidates(run.task, window.rows, known=parent.ids, masking=config.relabel.masking)
+        training = [row for row in parent.prompts if row["split"] == "train"]
+        least = least_training(config.relabel)
+        if len(training) < least:
+            run.display.say(
+                f"{len(training)} training prompts are too few to say what is uncovered at "
+                f"relabel.coverage {config.relabel.coverage:g}; it takes {least}"
+            )
+        picks = _picked(run, found, training)
         counts = Counter(one.reason for one in picks)
         _say_picks(run, found, counts, num_rows=len(window.rows))
         if not picks:
@@ -137,12 +142,12 @@ def _of_run(run: Run) -> Parent:
     return Parent.of_rows(run.folder.name, prompts, answers)
 
 
-def _picked(run: Run, found: Candidates, parent: Parent) -> list[Pick]:
+def _picked(run: Run, found: Candidates, training: Sequence[Any]) -> list[Pick]:
     return pick(
         run.task,
         run.config.relabel,
         found.rows,
-        training=[row for row in parent.prompts if row["split"] == "train"],
+        training=training,
         embed=build_embed(run.config.curate.embeddings),
         min_score=run.config.jury.min_score,
     )

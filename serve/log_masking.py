@@ -9,7 +9,7 @@ from typing import Any
 from cluster.example import example_id
 from cluster.masking import MaskingConfig, mask_texts
 
-TEXTS = ("completion", "refused_completion", "request_id", "model_asked")
+TEXTS = ("completion", "refused_completion", "variables", "request_id", "model_asked")
 """Columns of text that a client or a model wrote, beside the messages."""
 ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 MAX_CHARS = 131_072

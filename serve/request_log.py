@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         ("model_answered", pa.string()),
         ("route", pa.string()),  # chat | completions
         ("messages", pa.string()),  # JSON
+        ("variables", pa.string()),  # JSON: the prompt's, where the request brought them
         ("completion", pa.string()),  # the first choice's text
         ("prompt_tokens", pa.int64()),
         ("completion_tokens", pa.int64()),

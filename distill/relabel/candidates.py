@@ -44,10 +44,9 @@ def candidates(
         if not _is_prompt(messages):
             found.left_out["unusable"] += 1
             continue
-        texts, counts = mask_texts(
-            [*(message["content"] for message in messages), row["student"]], masking
-        )
-        *contents, student = texts
+        said = [row["student"], row.get("variables") or ""]
+        texts, counts = mask_texts([*(message["content"] for message in messages), *said], masking)
+        *contents, student, given = texts
         clean = [
             {"role": message["role"], "content": content}
             for message, content in zip(messages, contents, strict=True)
@@ -60,7 +59,7 @@ def candidates(
             continue
         seen.add(plain)
         found.masked += counts
-        variables = read_variables(task, clean)
+        variables = read_variables(task, clean, given=given)
         found.rows.append(
             {
                 "example_id": identity,

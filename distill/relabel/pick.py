@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,6 @@ REASONS = ("parser", "verifier", "quality", "low_confidence", "uncovered")
 the gateway's checks refused it, the student was unsure, no training prompt is like it."""
 PASSED = "passed"
 ROWS_PER_CLUSTER = 10
-LEAST_TRAINING = 40
-"""With fewer training prompts nothing can be said to be far from them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,14 @@ def pick(
     for one in sorted(found, key=lambda one: REASONS.index(one.reason)):
         first.setdefault(one.row["example_id"], one)
     return list(first.values())[: config.max_rows]
+
+
+def least_training(config: RelabelConfig) -> int:
+    """Return how many training prompts it takes to say that one is unlike all of them.
+
+    Half of them set the limit: of n, a share of n / (n + 1) is the most that can be told.
+    """
+    return 2 * ceil(config.coverage / (1 - config.coverage) - 1e-9)
 
 
 def _failures(task: Task, rows: Sequence[Row], *, min_score: float) -> Iterator[Pick]:
@@ -98,7 +105,7 @@ def _uncovered(
     """Yield what lies further from every cluster than training prompts do, furthest first."""
     from sklearn.cluster import KMeans
 
-    if not rows or len(training) < LEAST_TRAINING:
+    if not rows or len(training) < least_training(config):
         return
     vectors = embed([prompt_text(row) for row in (*training, *rows)])
     known, asked = vectors[: len(training)], vectors[len(training) :]
@@ -108,7 +115,8 @@ def _uncovered(
     fitted, unseen = known[order[: len(known) // 2]], known[order[len(known) // 2 :]]
     wanted = min(config.clusters, len(fitted) // ROWS_PER_CLUSTER, len(np.unique(fitted, axis=0)))
     clusters = KMeans(wanted, n_init="auto", random_state=config.seed).fit(fitted)
-    limit = float(np.quantile(clusters.transform(unseen).min(axis=1), config.coverage))
+    near = np.sort(clusters.transform(unseen).min(axis=1))
+    limit = float(near[ceil((len(near) + 1) * config.coverage) - 1])
     distances = clusters.transform(asked).min(axis=1)
     for place in np.argsort(-distances, kind="stable"):
         if distances[place] <= limit:

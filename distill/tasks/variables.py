@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from cluster.errors import DataError
 from distill.records import Message
 from distill.tasks.task import Task
 
 
-def read_variables(task: Task, messages: Sequence[Message]) -> dict[str, Any] | None:
+def read_variables(
+    task: Task, messages: Sequence[Message], *, given: str = ""
+) -> dict[str, Any] | None:
     """Return the variables that render to exactly these messages, or None.
 
-    The task's `prompts.reader` finds them; without one, templates that hold nothing but text and
-    plain `{{ names }}` are matched, and the values are then strings.
+    `given` is what the request said they are, as JSON. Otherwise the task's `prompts.reader` finds
+    them; without one, templates that hold nothing but text and plain `{{ names }}` are matched, and
+    the values are then strings.
     """
+    said = _json_object(given)
+    if said is not None and _renders(task, said, messages):
+        return said
     reader = task.spec.prompts.reader
     if reader:
         found = task.function(reader)([dict(message) for message in messages])
     else:
         found = _matched(task, messages)
-    if found is None:
+    return found if found is not None and _renders(task, found, messages) else None
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text or "null")
+    except ValueError:
         return None
-    again = [(m["role"], m["content"].strip()) for m in task.messages(found)]
-    return found if again == [(m["role"], m["content"].strip()) for m in messages] else None
+    return value if isinstance(value, dict) else None
+
+
+def _renders(task: Task, variables: dict[str, Any], messages: Sequence[Message]) -> bool:
+    try:
+        again = task.messages(variables)
+    except DataError:  # what a client calls variables may be anything
+        return False
+    return [_plain(m) for m in again] == [_plain(m) for m in messages]
+
+
+def _plain(message: Message) -> tuple[str, str]:
+    return message["role"], message["content"].strip()
 
 
 def _matched(task: Task, messages: Sequence[Message]) -> dict[str, Any] | None:

@@ -24,8 +24,6 @@ from jobs.relabel import relabel
 ROOT = Path(__file__).parents[2]
 TASK = load_task("reconcile")
 TEACHER = """
-[relabel]
-coverage = 0.9999
 [relabel.teacher]
 kind = "litellm"
 model = "openai/frontier"

@@ -189,6 +189,15 @@ def test_days_are_counted_to_the_second(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == names[1:]
 
 
+def test_variables_that_a_request_brought_are_masked_with_its_prompt(tmp_path: Path) -> None:
+    log = RequestLog(str(tmp_path / "log"), flush_s=60, masking=MaskingConfig())
+    given = json.dumps({"customer": "ann@example.com", "amount": "12.00"})
+    log.add(lambda: asked(1, "Refund bob@example.com and ann@example.com", variables=given))
+    log.close()
+    (written,) = Store(tmp_path).read_rows("log")
+    assert json.loads(written["variables"]) == {"customer": "<EMAIL_2>", "amount": "12.00"}
+
+
 def test_a_full_disk_drops_and_counts_and_no_request_waits(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

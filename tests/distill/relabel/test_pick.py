@@ -16,7 +16,7 @@ from distill.curate.embed import build_embed
 from distill.monitor.window import read_window
 from distill.relabel.candidates import candidates
 from distill.relabel.config import RelabelConfig
-from distill.relabel.pick import pick
+from distill.relabel.pick import least_training, pick
 from distill.tasks.task import load_task
 
 TASK = load_task("reconcile")
@@ -134,3 +134,21 @@ def test_variables_are_read_back_so_that_answers_can_be_executed(tmp_path):
     for kept, row in zip(result.rows, rows, strict=True):
         expected = {name: v for name, v in row["variables"].items() if name != "scenario"}
         assert json.loads(kept["variables"]) == expected
+
+
+def test_few_training_prompts_say_nothing_of_coverage(tmp_path):
+    assert least_training(RelabelConfig()) == 198
+    assert least_training(RelabelConfig(coverage=0.9)) == 18
+    frogs = [{"role": "user", "content": "Do frogs mind rain?"}]
+    row = {
+        "messages": frogs,
+        "example_id": example_id(frogs),
+        "completion": asked(TASK, 1, seed=2)[0]["completion"],
+    }
+    rows = found(tmp_path, [log_row(1, row)]).rows
+    for training, expected in ((TRAINING[:197], []), (TRAINING[:198], ["uncovered"])):
+        picks = pick(
+            TASK, RelabelConfig(), rows, training=training,
+            embed=build_embed(EmbeddingsConfig()), min_score=0.8,
+        )  # fmt: skip
+        assert [one.reason for one in picks] == expected

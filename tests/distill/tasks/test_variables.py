@@ -61,3 +61,12 @@ def test_another_system_message_is_another_prompt():
     messages = reconcile.messages(variables)
     messages[0]["content"] += " Be brief."
     assert read_variables(reconcile, messages) is None
+
+
+def test_what_the_request_said_counts_where_it_renders_to_the_messages(task):
+    plain = task(user="{% if n > 1 %}Many{% else %}One{% endif %}: {{ text }}")
+    messages = plain.messages({"n": 3, "text": "frogs"})
+    given = '{"n": 3, "text": "frogs", "more": true}'
+    assert read_variables(plain, messages, given=given) == {"n": 3, "text": "frogs", "more": True}
+    for wrong in ('{"n": 1, "text": "frogs"}', '{"text": "frogs"}', "[1]", "{"):
+        assert read_variables(plain, messages, given=wrong) is None
