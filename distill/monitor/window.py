@@ -18,11 +18,13 @@ from cluster.errors import ConfigError, DataError
 from distill.formats.files import find, storage_errors
 
 ANSWERED = 200
+SHADOW = "shadow"
 NEEDED = {
     "request_id": pa.string(),
     "example_id": pa.string(),
     "model_asked": pa.string(),
     "model_answered": pa.string(),
+    "route": pa.string(),
     "messages": pa.string(),
     "completion": pa.string(),
     "status": pa.int64(),
@@ -51,7 +53,7 @@ class Window:
     num_rows: int
     """All that were in the window, of which `rows` may be a sample."""
     left_out: dict[str, int]
-    """Rows of the window that are not compared: `not_answered`, `unreadable`."""
+    """Rows of the window that are not compared: `shadow`, `not_answered`, `unreadable`."""
     versions: dict[str, int]
     """Rows by the version that answered."""
     since: datetime | None
@@ -72,8 +74,12 @@ def read_window(
     DataError for a folder without Parquet files or without the columns of a request log.
     """
     table = _table(uri, adapter=adapter, since=since, until=until)
-    answered = table.filter(pc.equal(table["status"], ANSWERED))
-    left_out = Counter({"not_answered": table.num_rows - answered.num_rows})
+    # The copy of a request that a version on trial answered: no client ever saw it.
+    given = table.filter(pc.not_equal(table["route"], SHADOW))
+    answered = given.filter(pc.equal(given["status"], ANSWERED))
+    left_out = Counter(
+        shadow=table.num_rows - given.num_rows, not_answered=given.num_rows - answered.num_rows
+    )
     places = list(range(answered.num_rows))
     if max_rows is not None and len(places) > max_rows:
         places = random.Random(seed).sample(places, max_rows)

@@ -186,8 +186,9 @@ def test_personal_data_in_the_evaluation_set_is_masked_as_the_log_is():
 
 
 def test_the_window_holds_one_adapters_answered_requests_of_its_time(tmp_path):
-    rows = asked(TASK, 10, seed=2)
+    rows = asked(TASK, 11, seed=2)
     log = [log_row(n, row) for n, row in enumerate(rows)]
+    log[10]["route"] = "shadow"
     log[1]["model_answered"] = log[1]["model_asked"] = "other@v1"
     log[2]["model_answered"] = log[2]["model_asked"] = "reconcile-eu@v1"
     log[3]["status"] = 500
@@ -196,7 +197,7 @@ def test_the_window_holds_one_adapters_answered_requests_of_its_time(tmp_path):
     write_log(tmp_path, log)
     window = read_window(str(tmp_path), adapter="reconcile")
     assert [row["request_id"] for row in window.rows] == ["r0", "r4", "r5", "r6", "r7", "r8", "r9"]
-    assert window.left_out == {"not_answered": 1}
+    assert window.left_out == {"shadow": 1, "not_answered": 1}
     assert window.versions == {"reconcile@v1": 6, "reconcile@v2": 1}
     assert window.rows[2]["student"] == "what the student said"
     later = read_window(
