@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from jobs.adapters_cli import adapters
 from jobs.guard import guarded
 
 COUNT = click.IntRange(min=1)
@@ -92,7 +93,7 @@ def ask(config: tuple[str, ...], text: str | None, model: str | None) -> None:
 @click.option("--since", help="Start of the window: 2026-05-01, 2026-05-01T12:00, 24h, 7d.")
 @click.option("--until", help="Its end; without it, now.")
 @click.option("--metrics", metavar="FILE", help="Write gauges for node exporter's textfiles.")
-def monitor(config: tuple[str, ...], **options: str | None) -> None:
+def monitor(config: tuple[str, ...], **options: Any) -> None:
     """Compare the request log with the run's held-out prompts and answers.
 
     Lengths, fields of the answers, embeddings, and the share of valid answers over time; writes
@@ -336,56 +337,7 @@ def doctor(config: str | None) -> None:
     sys.exit(run_doctor(config))
 
 
-@cli.group()
-def adapters() -> None:
-    """List adapters and move aliases; running servers follow without a restart."""
-
-
-REGISTRY = click.option("--registry", default="registry", show_default=True, help="Registry URI.")
-ALIAS = click.option("--alias", default="prod", show_default=True, help="Alias to move.")
-
-
-@adapters.command("list")
-@click.argument("name", required=False)
-@REGISTRY
-def list_adapters(name: str | None, registry: str) -> None:
-    """List versions with their aliases, base, rank and gates."""
-    from jobs.adapters import show
-
-    show(registry, name)
-
-
-@adapters.command()
-@click.argument("version", metavar="NAME@vN")
-@REGISTRY
-@ALIAS
-def promote(version: str, registry: str, alias: str) -> None:
-    """Point an alias at a version."""
-    from jobs.adapters import promote_version
-
-    click.echo(promote_version(registry, version, alias=alias))
-
-
-@adapters.command()
-@click.argument("name")
-@REGISTRY
-@ALIAS
-def rollback(name: str, registry: str, alias: str) -> None:
-    """Point an alias back at the version before."""
-    from jobs.adapters import roll_back
-
-    click.echo(roll_back(registry, name, alias=alias))
-
-
-@adapters.command()
-@click.argument("name")
-@REGISTRY
-@ALIAS
-def history(name: str, registry: str, alias: str) -> None:
-    """Show who moved an alias, where to, and when."""
-    from jobs.adapters import show_history
-
-    show_history(registry, name, alias=alias)
+cli.add_command(adapters)
 
 
 @cli.group()

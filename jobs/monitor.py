@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import ConfigError, DriftError
 from distill.monitor.monitor import SEVERITY, monitor, reference_rows
@@ -109,10 +110,10 @@ OPTIONS = ("--since", "--until", "--metrics")
 
 def take_options(
     arguments: Sequence[str], names: Sequence[str]
-) -> tuple[list[str], dict[str, str | None]]:
+) -> tuple[list[str], dict[str, Any]]:
     """Split `--since 24h` and the like off a command line; the rest is for `parse_arguments`."""
     rest: list[str] = []
-    found: dict[str, str | None] = {name.strip("-").replace("-", "_"): None for name in names}
+    found: dict[str, Any] = {name.strip("-").replace("-", "_"): None for name in names}
     queue = list(arguments)
     while queue:
         name, equals, value = queue.pop(0).partition("=")

@@ -29,8 +29,8 @@ def compare_fields(
     names = dict.fromkeys(name for answer in reference for name in answer)
     found = []
     for name in names:
-        ours = [answer.get(name) for answer in reference]
-        theirs = [answer.get(name) for answer in current]
+        ours: list[Any] = [answer.get(name) for answer in reference]
+        theirs: list[Any] = [answer.get(name) for answer in current]
         labels = [_label(value) for value in ours]
         known = set(labels)
         if len(known) <= max_categories:
@@ -38,7 +38,7 @@ def compare_fields(
             found.append(compare_categories(f"{prefix}.{name}", labels, said, seed=seed))
         elif all(_is_number(value) for value in ours):
             numbers = [float(value) for value in theirs if _is_number(value)]
-            found.append(compare_numbers(f"{prefix}.{name}", list(map(float, ours)), numbers,
+            found.append(compare_numbers(f"{prefix}.{name}", [float(value) for value in ours], numbers,
                                          bins=bins))  # fmt: skip
     return found
 
