@@ -44,6 +44,9 @@ FALLBACK_STEPS = "distillery_fallback_steps_total"
 FALLBACKS = "distillery_fallbacks_total"
 TEACHER_USD = "distillery_teacher_usd_total"
 SAVED_USD = "distillery_saved_usd_total"
+SPLIT_WEIGHT = "distillery_split_weight_ratio"
+SPLIT_REQUESTS = "distillery_split_requests"
+CANARIES_ENDED = "distillery_canaries_ended_total"
 
 TRAIN_LABELS = ("run",)
 """`run`: name of the run's folder."""

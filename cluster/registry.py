@@ -2,7 +2,7 @@
 
     <registry>/<name>/v3/manifest.json     written last: a version without it does not exist
     <registry>/<name>/v3/adapter_config.json, adapter_model.safetensors
-    <registry>/<name>/aliases.json         {"prod": {"version": 3, "history": [...]}}
+    <registry>/<name>/aliases.json         {"prod": {"version": 3, "history": [...], "split": …}}
 
 Versions are immutable. An alias moves by replacing one small file and keeps its history, so a
 rollback is one call.
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +28,7 @@ from cluster.storage import Store, file_digest, folder_digests
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MANIFEST = "manifest.json"
+PINS = "pins.json"
 
 
 class AdapterManifest(BaseModel):
@@ -61,6 +62,44 @@ class AdapterManifest(BaseModel):
     def model_name(self) -> str:
         """The immutable name clients may ask for: `reconcile@v3`."""
         return f"{self.name}@v{self.version}"
+
+
+class CanaryBounds(BaseModel):
+    """How much worse than the alias's own version a canary may be. Latency is at its P90."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_p90_ratio: float = Field(default=1.2, gt=0)
+    """P90 of the canary over P90 of the version it would replace, in the same time."""
+    max_more_errors: float = Field(default=0.02, ge=0, le=1)
+    """Share of requests that fail on the server's side, above the other version's."""
+    max_more_refused: float = Field(default=0.03, ge=0, le=1)
+    """Share of answers that the quality checks refuse, above the other version's."""
+    max_more_fallbacks: float = Field(default=0.03, ge=0, le=1)
+    """Share of answers that somebody else gave, above the other version's."""
+    min_samples: int = Field(default=100, ge=1)
+    """Requests of the canary before it may be promoted."""
+    max_hours: float = Field(default=24.0, gt=0)
+    """Without a decision by then it is rolled back."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Chance that a canary within its bounds is ever rolled back, and that one outside is ever
+    promoted, however often one looks."""
+
+
+class Split(BaseModel):
+    """A second version behind an alias."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(ge=1)
+    mode: Literal["canary", "ab", "shadow"] = "canary"
+    """`canary` gets a share of the requests and ends by itself; `ab` stays until it is ended;
+    `shadow` answers copies that no client ever sees."""
+    weight: float = Field(default=0.1, gt=0, le=1)
+    """Share of users (by `user`, else API key, else request) or, for a shadow, of requests."""
+    bounds: CanaryBounds = CanaryBounds()
+    since: str = ""
+    by: str = ""
 
 
 class Registry:
@@ -156,25 +195,98 @@ class Registry:
         """Moves of an alias, oldest first: version, at (UTC), by, action."""
         return list(self._aliases(name).get(alias, {}).get("history", []))
 
-    def promote(self, name: str, version: int, *, alias: str = "prod") -> int | None:
-        """Point `alias` at `version`; returns the version it pointed at before."""
+    def promote(self, name: str, version: int, *, alias: str = "prod", by: str = "") -> int | None:
+        """Point `alias` at `version`; returns the version it pointed at before. A split ends."""
         self.manifest(name, version)
-        return self._move(name, alias, version, action="promote")
+        return self._move(name, alias, version, action="promote", by=by)
 
-    def rollback(self, name: str, *, alias: str = "prod") -> int:
+    def splits(self, name: str) -> dict[str, Split]:
+        """The second version behind each alias that has one."""
+        return {
+            alias: Split.model_validate(entry["split"])
+            for alias, entry in self._aliases(name).items()
+            if entry.get("split")
+        }
+
+    def start_split(self, name: str, split: Split, *, alias: str = "prod", by: str = "") -> Split:
+        """Put a second version behind `alias`; RegistryError while another is there."""
+        self.manifest(name, split.version)
+        with self._changing(name, alias) as entry:
+            if entry["version"] is None:
+                raise RegistryError(f"{name}: alias {alias!r} points at no version to split from.")
+            if entry["version"] == split.version:
+                raise RegistryError(f"{name}: alias {alias!r} is at v{split.version} already.")
+            if entry.get("split"):
+                other = Split.model_validate(entry["split"])
+                raise RegistryError(
+                    f"{name}: alias {alias!r} has a {other.mode} already, v{other.version}; "
+                    "end it first."
+                )
+            begun = split.model_copy(update={"since": _now(), "by": by or getpass.getuser()})
+            entry["split"] = begun.model_dump()
+            _record(entry, split.version, action=split.mode, by=by, weight=split.weight)
+        return begun
+
+    def end_split(
+        self,
+        name: str,
+        *,
+        alias: str = "prod",
+        promote: bool,
+        expected: Split | None = None,
+        by: str = "",
+        figures: dict[str, Any] | None = None,
+    ) -> Split:
+        """End an alias's split, with its version promoted or not; returns it.
+
+        `expected` ends nothing else (RegistryError): somebody may have acted in the meantime.
+        `figures` are kept with the move.
+        """
+        with self._changing(name, alias) as entry:
+            if not entry.get("split"):
+                raise RegistryError(f"{name}: alias {alias!r} has no canary, A/B test or shadow.")
+            ended = Split.model_validate(entry["split"])
+            if expected is not None and ended != expected:
+                raise RegistryError(f"{name}: the {expected.mode} of {alias!r} has changed since.")
+            entry["split"] = None
+            if promote:
+                entry["version"] = ended.version
+            # A version that was only tried is no step that a rollback goes back to.
+            action = "promote" if promote else f"end-{ended.mode}"
+            _record(entry, ended.version, action=action, by=by, figures=figures)
+        return ended
+
+    def rollback(self, name: str, *, alias: str = "prod", by: str = "") -> int:
         """Point `alias` at the version it pointed at before the current one; returns it."""
         current = self.aliases(name).get(alias)
         # Undoing a promote twice goes two versions back: rolled-back moves are popped.
         trail: list[int] = []
         for move in self.history(name, alias):
+            if move["action"] not in ("promote", "rollback"):
+                continue
             if move["action"] == "rollback" and trail:
                 trail.pop()
             elif not trail or trail[-1] != move["version"]:
                 trail.append(move["version"])
         if current is None or len(trail) < 2:
             raise RegistryError(f"{name}: alias {alias!r} has no earlier version to go back to.")
-        self._move(name, alias, trail[-2], action="rollback")
+        self._move(name, alias, trail[-2], action="rollback", by=by)
         return trail[-2]
+
+    def pins(self, name: str) -> list[int]:
+        """Versions that servers keep loaded, ascending."""
+        _check_name(name)
+        path = f"{name}/{PINS}"
+        return sorted(self.store.read_json(path)) if self.store.exists(path) else []
+
+    def pin(self, name: str, version: int, *, pinned: bool = True) -> None:
+        """Have servers keep a version loaded, or no longer."""
+        self.manifest(name, version)
+        with self._lock(name):
+            others = set(self.pins(name)) - {version}
+            self.store.write_json(
+                f"{name}/{PINS}", sorted(others | ({version} if pinned else set()))
+            )
 
     def resolve(self, model: str) -> tuple[str, int]:
         """Split `name`, `name@v3` or `name@alias` into (name, version), or raise RegistryError."""
@@ -198,19 +310,25 @@ class Registry:
         path = f"{name}/aliases.json"
         return dict(self.store.read_json(path)) if self.store.exists(path) else {}
 
-    def _move(self, name: str, alias: str, version: int, *, action: str) -> int | None:
+    def _move(self, name: str, alias: str, version: int, *, action: str, by: str) -> int | None:
+        with self._changing(name, alias) as entry:
+            before: int | None = entry["version"]
+            entry["version"] = version
+            # What a split was compared with is gone.
+            entry["split"] = None
+            _record(entry, version, action=action, by=by)
+        return before
+
+    @contextmanager
+    def _changing(self, name: str, alias: str) -> Iterator[dict[str, Any]]:
+        """The alias's entry to change; written if the block ends without an error."""
         if not NAME.fullmatch(alias) or re.fullmatch(r"v\d+", alias):
             raise RegistryError(f"alias {alias!r}: use lower-case letters, digits, . _ - (not v3).")
         with self._lock(name):
             aliases = self._aliases(name)
             entry = aliases.setdefault(alias, {"version": None, "history": []})
-            before = entry["version"]
-            entry["version"] = version
-            entry["history"].append(
-                {"version": version, "at": _now(), "by": getpass.getuser(), "action": action}
-            )
+            yield entry
             self.store.write_json(f"{name}/aliases.json", aliases)
-        return before
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
@@ -229,6 +347,12 @@ def _check_name(name: str) -> None:
     # Names come from clients and become paths: nothing that is not a plain name passes.
     if not NAME.fullmatch(name):
         raise RegistryError(f"{name!r} is no adapter name: use lower-case letters, digits, . _ -")
+
+
+def _record(entry: dict[str, Any], version: int, *, action: str, by: str = "", **more: Any) -> None:
+    """Append a move to an alias's history; what is `None` is left out."""
+    move = {"version": version, "at": _now(), "by": by or getpass.getuser(), "action": action}
+    entry["history"].append(move | {k: v for k, v in more.items() if v is not None})
 
 
 def _now() -> str:

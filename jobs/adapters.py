@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from cluster.errors import RegistryError
-from cluster.registry import Registry
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import DataError, DistilleryError, PrerequisiteError, RegistryError
+from cluster.models import model_digest, model_location, model_name
+from cluster.registry import AdapterManifest, Registry, Split
+from jobs.client import KEY_ENV
 from jobs.display import Display
+from serve.adapters import split_id
+
+UNKNOWN = "unknown"
+"""What a manifest says where only the trainer would know."""
 
 
 def show(uri: str, name: str | None) -> None:
@@ -27,11 +38,8 @@ def show(uri: str, name: str | None) -> None:
 
 def promote_version(uri: str, version: str, *, alias: str) -> str:
     """Move the alias; returns a sentence."""
-    registry = Registry(uri)
-    if "@v" not in version:
-        raise RegistryError(f"{version!r}: name a version, such as {version}@v2.")
-    name, number = registry.resolve(version)
-    before = registry.promote(name, number, alias=alias)
+    name, number = _version(uri, version)
+    before = Registry(uri).promote(name, number, alias=alias)
     return f"{name}: {alias} moved from {_shown(before)} to v{number}"
 
 
@@ -41,6 +49,99 @@ def roll_back(uri: str, name: str, *, alias: str) -> str:
     before = registry.aliases(name).get(alias)
     target = registry.rollback(name, alias=alias)
     return f"{name}: {alias} moved back from {_shown(before)} to v{target}"
+
+
+def publish_folder(uri: str, folder: str, *, name: str, base_model: str) -> str:
+    """Publish a PEFT adapter from elsewhere; returns a sentence."""
+    lora = _adapter_config(folder)
+    manifest = Registry(uri).publish(
+        folder,
+        AdapterManifest(
+            name=name,
+            base_model=model_name(base_model),
+            base_digest=model_digest(model_location(base_model)),
+            rank=int(lora["r"]),
+            alpha=float(lora["lora_alpha"]),
+            target_modules=_names(lora["target_modules"]),
+            task=UNKNOWN,
+            task_digest=UNKNOWN,
+            dataset_digest=UNKNOWN,
+            teacher=UNKNOWN,
+            train={},
+            gates=[],
+        ),
+    )
+    return f"{manifest.model_name} is in {uri}; no gate has seen it. Promote it to serve it."
+
+
+def _adapter_config(folder: str) -> dict[str, Any]:
+    path = Path(folder) / "adapter_config.json"
+    try:
+        found = json.loads(path.read_text())
+        if found["peft_type"] == "LORA" and {"r", "lora_alpha", "target_modules"} <= found.keys():
+            return dict(found)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise DataError(f"{path} is no configuration of a LoRA adapter as PEFT saves it.")
+
+
+def _names(modules: str | list[str]) -> list[str]:
+    return [modules] if isinstance(modules, str) else sorted(modules)
+
+
+def split_alias(
+    uri: str, version: str, *, alias: str, mode: str, weight: float, bounds: dict[str, float]
+) -> str:
+    """Start a canary, an A/B test or a shadow; returns a sentence."""
+    name, number = _version(uri, version)
+    split = Split.model_validate(
+        {"version": number, "mode": mode, "weight": weight, "bounds": bounds}
+    )
+    Registry(uri).start_split(name, split, alias=alias)
+    of = "requests" if mode == "shadow" else "users"
+    return f"{name}: {mode} of v{number} behind {alias} for {weight:.1%} of the {of}"
+
+
+def end_split(uri: str, name: str, *, alias: str, promote: bool) -> str:
+    """End it; returns a sentence."""
+    ended = Registry(uri).end_split(name, alias=alias, promote=promote)
+    outcome = f"{alias} moved to v{ended.version}" if promote else f"{alias} stays"
+    return f"{name}: {ended.mode} of v{ended.version} ended, {outcome}"
+
+
+def pin_version(uri: str, version: str, *, pinned: bool) -> str:
+    """Pin or unpin; returns a sentence."""
+    registry = Registry(uri)
+    name, number = _version(uri, version)
+    registry.pin(name, number, pinned=pinned)
+    kept = ", ".join(f"v{n}" for n in registry.pins(name)) or "nothing"
+    return f"{name}: servers keep {kept} loaded"
+
+
+def unload_version(url: str, version: str) -> str:
+    """Have a running gateway unload a version; returns a sentence."""
+    import httpx
+
+    name, number = split_id(version)
+    key = os.environ.get(KEY_ENV)
+    try:
+        answer = httpx.post(
+            f"{url}/admin/adapters/unload",
+            json={"name": name, "version": number},
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=300,
+        )
+    except httpx.HTTPError as error:
+        raise PrerequisiteError(f"nothing answers at {url}: {error}") from None
+    if answer.status_code != 200:
+        raise DistilleryError(f"{url} answered {answer.status_code}: {answer.text[:300]}")
+    return f"{version} left {answer.json()['result']} replica(s)"
+
+
+def _version(uri: str, version: str) -> tuple[str, int]:
+    if "@v" not in version:
+        raise RegistryError(f"{version!r}: name a version, such as {version}@v2.")
+    return Registry(uri).resolve(version)
 
 
 def show_history(uri: str, name: str, *, alias: str) -> None:

@@ -229,9 +229,10 @@ def plan(config: tuple[str, ...], preset: str | None, list_presets: bool, as_jso
 @click.option("--max-tokens", type=COUNT, default=32, show_default=True, help="When measuring.")
 @click.option("--seconds", type=POSITIVE, default=20.0, show_default=True,
               help="Of measuring at each concurrency.")  # fmt: skip
+@click.option("--stream/--no-stream", default=True, help="Measure streams, or whole answers.")
 def capacity(config: tuple[str, ...], as_json: bool, measure: str | None, model: str | None,
              concurrency: tuple[int, ...], prompt_words: int, max_tokens: int, seconds: float,
-             **asked: Any) -> None:  # fmt: skip
+             stream: bool, **asked: Any) -> None:  # fmt: skip
     """Say how many replicas some traffic needs, its P90 and dollars, and the cheapest setting.
 
     The autoscaler of `serve` decides in a simulation. [serve] is CONFIG's, or the defaults;
@@ -250,7 +251,7 @@ def capacity(config: tuple[str, ...], as_json: bool, measure: str | None, model:
             raise click.UsageError("--measure needs --model NAME and --curve FILE to write")
         measure_run(measure, model=model, out=asked["curve"], concurrency=concurrency,
                     startup_s=asked["startup_s"], prompt_words=prompt_words,
-                    max_tokens=max_tokens, seconds=seconds)  # fmt: skip
+                    max_tokens=max_tokens, seconds=seconds, stream=stream)  # fmt: skip
         return
     sys.exit(capacity_run(files, overrides=overrides, asked=Asked(**asked), as_json=as_json))
 

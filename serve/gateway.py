@@ -18,9 +18,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
-from cluster.example import example_id
 from cluster.registry import Registry
 from cluster.storage import Store
+from serve.admin import Admin
 from serve.admit import Admission, Door, price_of
 from serve.broadcast import call_every_replica
 from serve.config import ServeConfig
@@ -36,6 +36,7 @@ from serve.errors import (
     unknown_model,
 )
 from serve.keys import Key
+from serve.log_rows import row_maker
 from serve.metrics import GatewayMetrics, Labels, labels_of
 from serve.observe import Usage
 from serve.openapi import ApiPages
@@ -43,8 +44,10 @@ from serve.quality.answers import as_events, unstreamed
 from serve.quality.gate import Checked, QualityGate, QualityParts, ReplicaAnswer
 from serve.reading import read_body
 from serve.request_log import RequestLog
-from serve.requests import ApiRequest, check_size, parse_body, prompt_messages, request_id_of
-from serve.routes import RouteTable, Target
+from serve.requests import ApiRequest, check_size, parse_body, parse_object, request_id_of
+from serve.routes import Routed, RouteTable, Target
+from serve.split.running import Splits
+from serve.split.shadow import Shadows
 from serve.watcher import RegistryWatcher
 
 log = logging.getLogger("ray.serve")
@@ -52,6 +55,7 @@ log = logging.getLogger("ray.serve")
 MODEL_HEADER = "x-distillery-model"
 REQUEST_ID_HEADER = "x-request-id"
 MAX_ATTEMPTS = 3
+MOST_ADMIN_BYTES = 65_536
 EVENT_STREAM = "text/event-stream"
 TEACHER_SPENDING = ".teacher-usage"
 """Folder in the registry; no adapter can have this name."""
@@ -94,8 +98,8 @@ class _Call:
     """One request on its way: what is counted and logged about it."""
 
     __slots__ = (
-        "admission", "checked", "labels", "num_events", "request", "request_id", "route",
-        "started", "target",
+        "admission", "checked", "labels", "num_events", "request", "request_id", "route", "routed",
+        "started",
     )  # fmt: skip
 
     def __init__(self, route: str, request_id: str):
@@ -103,11 +107,15 @@ class _Call:
         self.request_id = request_id
         self.started = time.perf_counter()
         self.request: ApiRequest | None = None
-        self.target: Target | None = None
+        self.routed: Routed | None = None
         self.labels: Labels = labels_of(None, route)
         self.admission = Admission()
         self.num_events = 0
         self.checked: Checked | None = None
+
+    @property
+    def target(self) -> Target | None:
+        return self.routed.target if self.routed else None
 
     @property
     def elapsed_s(self) -> float:
@@ -164,15 +172,41 @@ class Gateway:
         async def load(model_id: str) -> list[str | None]:
             return await call_every_replica(replicas, "load_adapter", model_id)
 
+        async def unload(model_id: str) -> list[bool]:
+            return await call_every_replica(replicas, "unload_adapter", model_id)
+
+        async def pin(model_ids: list[str]) -> list[bool]:
+            return await call_every_replica(replicas, "pin_adapters", model_ids)
+
+        registry = Registry(registry_uri)
+        self._splits = Splits(registry, self._table)
+        self._shadows = Shadows(
+            self._answer,
+            table=self._table,
+            metrics=self._metrics,
+            quality=self._quality,
+            splits=self._splits,
+            request_log=self._log,
+        )
         self._watcher = RegistryWatcher(
-            Registry(registry_uri),
+            registry,
             table=self._table,
             load=load,
+            unload=unload,
+            pin=pin,
             on_load=lambda model_id, seconds, ok: self._metrics.loaded(
                 model_id.partition("@")[0], seconds=seconds, ok=ok
             ),
         )
+
+        async def everywhere(method: str, *arguments: Any) -> list[Any]:
+            return await call_every_replica(replicas, method, *arguments)
+
+        self._admin = Admin(
+            registry, watcher=self._watcher, splits=self._splits, everywhere=everywhere
+        )
         self._following = asyncio.create_task(self._follow(replicas))
+        self._deciding = asyncio.create_task(self._splits.follow(poll_s=config.alias_poll_s))
 
     async def _follow(self, replicas: DeploymentHandle) -> None:
         """Wait for the first warm replica, then follow the registry."""
@@ -187,6 +221,7 @@ class Gateway:
 
     async def __del__(self) -> None:
         self._following.cancel()
+        self._deciding.cancel()
         await self._door.close()
         await self._quality.close()
         if self._log is not None:
@@ -248,6 +283,23 @@ class Gateway:
             self._metrics.failed(labels_of(None, route), status=error.status, kind=error.kind)
             raise
 
+    @api.get("/admin/status")
+    async def admin_status(self, request: Request) -> Response:
+        """Adapters, aliases, splits with their figures, and what each replica holds."""
+        self._door.require_admin(request.headers)
+        return JSONResponse(await self._admin.status())
+
+    @api.post("/admin/adapters/{action}")
+    async def admin_act(self, action: str, request: Request) -> Response:
+        """Promote, rollback, canary, end, pin, unpin or unload."""
+        key = self._door.require_admin(request.headers)
+        config = self._config
+        body = await read_body(request, max_bytes=MOST_ADMIN_BYTES, timeout_s=config.body_timeout_s)
+        asked = parse_object(body, max_bytes=MOST_ADMIN_BYTES)
+        return JSONResponse(
+            await self._admin.act(action, asked, by=f"key {key.name}" if key else "")
+        )
+
     @api.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
         """OpenAI's chat completions."""
@@ -262,9 +314,9 @@ class Gateway:
         call = _Call(route, request_id_of(http.headers.get(REQUEST_ID_HEADER)))
         try:
             call.request = await self._admit(call, http)
-            call.target = await self._resolve(call.request.model)
+            call.routed = await self._route(call)
             call.labels = labels_of(call.target, route)
-            held = self._quality.holds(call.target.adapter, route, call.request.payload)
+            held = self._quality.holds(call.labels["adapter"], route, call.request.payload)
             if call.request.stream and not held:
                 return await self._begin_stream(call)
             return await self._answer_whole(call)
@@ -296,15 +348,19 @@ class Gateway:
         call.admission = self._door.admit(key, request)
         return request
 
-    async def _resolve(self, model: str) -> Target:
+    async def _route(self, call: _Call) -> Routed:
+        assert call.request is not None
+        model = call.request.model
+        # Whoever asks stays with one version for as long as a split lasts.
+        user = str(call.request.payload.get("user") or call.admission.key_id or call.request_id)
         try:
-            return self._table.resolve(model)
+            return self._table.route(model, user=user)
         except ApiError as error:
             if error.kind != "unknown_model":
                 raise
             # Published a moment ago? One look, shared by everyone who asks within it.
             await self._watcher.refresh()
-            return self._table.resolve(model)
+            return self._table.route(model, user=user)
 
     async def _answer_whole(self, call: _Call) -> Response:
         """Answer with a whole body; a stream that is checked first gets it as one burst."""
@@ -456,10 +512,14 @@ class Gateway:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
         )
+        self._splits.observe(call.routed, latency_s=latency_s, checked=call.checked)
         self._write(call, status=200, latency_s=latency_s, usage=usage, ttft_s=ttft_s)
+        if call.request is not None:
+            self._shadows.copy(call.routed, call.route, call.request.payload)
 
     def _failed(self, call: _Call, error: ApiError) -> None:
         self._metrics.failed(call.labels, status=error.status, kind=error.kind)
+        self._splits.observe(call.routed, latency_s=None, error_kind=error.kind)
         if error.kind in UNFINISHED:
             self._door.charge_left(call.admission, num_events=call.num_events)
         else:
@@ -469,29 +529,18 @@ class Gateway:
     def _write(
         self, call: _Call, *, status: int, latency_s: float, usage: Usage, ttft_s: float | None
     ) -> None:
-        request = call.request
-        if self._log is None or request is None:
+        if self._log is None or call.request is None:
             return
-        created_at = time.time()
         checked = call.checked
-
-        def row() -> dict[str, Any]:
-            messages = prompt_messages(request.payload)
-            return {
-                "request_id": call.request_id,
-                "example_id": example_id(messages),
-                "model_asked": request.model[:256],
-                "model_answered": call.target.served_name if call.target else "",
-                "route": call.route,
-                "messages": json.dumps(messages, ensure_ascii=False),
-                "completion": usage.text,
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
-                "latency_s": latency_s,
-                "ttft_s": ttft_s,
-                "status": status,
-                "created_at": int(created_at * 1000),
-                **(checked.log_fields if checked else {}),
-            }
-
+        row = row_maker(
+            call.request.payload,
+            request_id=call.request_id,
+            model_answered=call.target.served_name if call.target else "",
+            route=call.route,
+            usage=usage,
+            status=status,
+            latency_s=latency_s,
+            ttft_s=ttft_s,
+            checked=checked,
+        )
         self._log.add(row, always=checked is not None and checked.is_pair)

@@ -99,14 +99,19 @@ class ModelReplica(LLMServer):
     def _aliased(self) -> list[str]:
         """Ids that aliases point at, `prod` first, as many as fit."""
         found: list[tuple[bool, str]] = []
+        pins: list[str] = []
         try:
             for name in self._registry.names():
                 for alias, version in self._registry.aliases(name).items():
                     found.append((alias != DEFAULT_ALIAS, f"{name}@v{version}"))
+                for split in self._registry.splits(name).values():
+                    found.append((True, f"{name}@v{split.version}"))
+                pins += [f"{name}@v{version}" for version in self._registry.pins(name)]
         except Exception as error:
             # Without its registry a replica still serves the base; the gateway reports the rest.
             log.warning("cannot read the registry: %s", error)
-        return list(dict.fromkeys(m for _, m in sorted(found)))[: self._residents.limit]
+        self._residents.pinned = frozenset(pins)
+        return list(dict.fromkeys([*pins, *(m for _, m in sorted(found))]))[: self._residents.limit]
 
     async def load_adapter(self, model_id: str) -> str | None:
         """Load and warm `name@v3`; returns `None`, or why it was refused."""
@@ -130,6 +135,15 @@ class ModelReplica(LLMServer):
     def requests_in_engine(self) -> int:
         """Requests that the engine generates for or keeps waiting."""
         return int(self.engine._engine_client.get_num_unfinished_requests())
+
+    async def unload_adapter(self, model_id: str) -> bool:
+        """Unload a version once its requests have drained; whether it was loaded."""
+        return await self._residents.drop(model_id)
+
+    def pin_adapters(self, model_ids: list[str]) -> bool:
+        """Keep these loaded, and no others but the least recently used."""
+        self._residents.pinned = frozenset(model_ids)
+        return True
 
     def resident_adapters(self) -> list[str]:
         """Adapters in the engine now, least recently used first."""

@@ -46,8 +46,8 @@ class ApiRequest:
         return int(n if _is_count(n) else 1) * (len(prompt) if many else 1)
 
 
-def parse_body(body: bytes, *, max_bytes: int) -> ApiRequest:
-    """Read the JSON body of a completion request; ApiError (400 or 413) says what is wrong."""
+def parse_object(body: bytes, *, max_bytes: int) -> dict[str, Any]:
+    """Read a body that is one JSON object; ApiError (400 or 413) says what is wrong."""
     if len(body) > max_bytes:
         raise too_large(
             f"The request body has {len(body)} bytes; at most {max_bytes} are accepted."
@@ -72,6 +72,12 @@ def parse_body(body: bytes, *, max_bytes: int) -> ApiRequest:
         raise bad_request("The body is nested too deeply.")
     if not isinstance(payload, dict):
         raise bad_request("The body must be a JSON object.")
+    return payload
+
+
+def parse_body(body: bytes, *, max_bytes: int) -> ApiRequest:
+    """Read the JSON body of a completion request; ApiError (400 or 413) says what is wrong."""
+    payload = parse_object(body, max_bytes=max_bytes)
     model = payload.get("model")
     if not isinstance(model, str) or not model:
         raise bad_request("`model` is required and must be a string.", param="model")

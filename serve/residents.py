@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from cluster.errors import RegistryError
+
 Action = Callable[[str], Awaitable[None]]
 
 
@@ -26,6 +28,8 @@ class Residents:
 
     def __init__(self, *, limit: int, load: Action, unload: Action):
         self.limit = limit
+        self.pinned: frozenset[str] = frozenset()
+        """Adapters that make room for no other."""
         self._load = load
         self._unload = unload
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
@@ -60,10 +64,32 @@ class Residents:
             if resident := self._residents.get(model_id):
                 return resident
             while len(self._residents) >= self.limit:
-                await self._send_away(next(iter(self._residents)))
+                await self._send_away(self._least_recently_used())
             await self._load(model_id)
             resident = self._residents[model_id] = _Resident()
             return resident
+
+    def _least_recently_used(self) -> str:
+        free = (model_id for model_id in self._residents if model_id not in self.pinned)
+        found = next(free, None)
+        if found is None:
+            raise RegistryError(
+                f"all {self.limit} slots hold pinned adapters; unpin one or raise serve.max_loras."
+            )
+        return found
+
+    async def drop(self, model_id: str) -> bool:
+        """Unload an adapter once nobody uses it; whether it was there."""
+        resident = self._residents.get(model_id)
+        if resident is None:
+            return False
+        while resident.users:
+            await resident.idle.wait()
+        async with self._loading:
+            if self._residents.get(model_id) is not resident or resident.users:
+                return False
+            await self._send_away(model_id)
+        return True
 
     async def _send_away(self, model_id: str) -> None:
         # Out of the table first: who asks for it from now on waits for the lock, so a busy

@@ -5,11 +5,13 @@ A name from a client is only ever looked up here. It becomes part of no path and
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.registry import Split
 from serve.errors import ApiError, not_ready, refused_model, unknown_model
 
 DEFAULT_ALIAS = "prod"
@@ -45,6 +47,22 @@ class Alias:
         return self.name if self.alias == DEFAULT_ALIAS else f"{self.name}@{self.alias}"
 
 
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Where one request goes."""
+
+    target: Target
+    alias: Alias | None = None
+    """The alias it was asked by, if it was."""
+    split: Split | None = None
+    """The second version behind that alias, live on every replica."""
+
+    @property
+    def is_second(self) -> bool:
+        """Whether the split's version answers."""
+        return self.split is not None and self.target.version == f"v{self.split.version}"
+
+
 class RouteTable:
     """Known versions, where the aliases should point, and where they do point.
 
@@ -60,12 +78,36 @@ class RouteTable:
         """Where the registry says each alias points."""
         self.live: dict[Alias, int] = {}
         """Where requests go: a version is here only after every replica confirmed it."""
+        self.wanted_splits: dict[Alias, Split] = {}
+        """Where the registry wants a second version."""
+        self.splits: dict[Alias, Split] = {}
+        """Second versions that every replica has confirmed."""
         self.refused: dict[str, str] = {}
         """Model id → why it is not served."""
         self._targets: dict[str, Target] = {}
 
+    def route(self, model: str, *, user: str) -> Routed:
+        """Return what answers `model` (`name`, `name@alias`, `name@v2`, the base) or ApiError.
+
+        Behind an alias with a canary or an A/B test, `user` always gets the same version.
+        """
+        target = self.resolve(model)
+        alias = self._alias(model)
+        if alias is None:
+            return Routed(target)
+        split = self.splits.get(alias)
+        if split is None or split.mode == "shadow" or not chosen(alias, split, user):
+            return Routed(target, alias, split)
+        return Routed(self.target(alias.name, split.version), alias, split)
+
+    def _alias(self, model: str) -> Alias | None:
+        name, _, pointer = model.partition("@")
+        if model == self.base.served_name or VERSION.fullmatch(pointer):
+            return None
+        return Alias(name, pointer or DEFAULT_ALIAS)
+
     def resolve(self, model: str) -> Target:
-        """Return what answers `model` (`name`, `name@alias`, `name@v2`, the base) or ApiError."""
+        """Like `route`, for the alias's own version."""
         if model == self.base.served_name:
             return self.base
         name, at, pointer = model.partition("@")
@@ -115,6 +157,16 @@ class RouteTable:
                 model_id = f"{name}@v{version}"
                 if model_id not in self.refused:
                     yield _card(model_id, created=made, root=model_id, parent=base)
+
+
+def chosen(alias: Alias, split: Split, user: str) -> bool:
+    """Whether `user` belongs to the share that gets the split's version.
+
+    By a digest of user and split: sticky, even over users, and independent between splits.
+    """
+    text = f"{alias.name}@{alias.alias}:{split.version}:{split.since}:{user}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < split.weight * 2**64
 
 
 def _card(model: str, *, created: int, root: str, parent: str | None) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from cluster.registry import Registry
+from cluster.registry import Registry, Split
 from serve.routes import DEFAULT_ALIAS, Alias, RouteTable
 
 log = logging.getLogger("ray.serve")
@@ -24,8 +25,20 @@ log = logging.getLogger("ray.serve")
 LoadEverywhere = Callable[[str], Awaitable[Sequence[str | None]]]
 """Load a model id on every replica: for each `None` (loaded and warm) or why it was refused."""
 
+OnEveryReplica = Callable[[str], Awaitable[Any]]
+
 RETRY_S = 15.0
 FRESH_S = 0.05
+
+
+@dataclass
+class _Found:
+    """What the registry said."""
+
+    known: dict[str, dict[int, int]] = field(default_factory=dict)
+    wanted: dict[Alias, int] = field(default_factory=dict)
+    splits: dict[Alias, Split] = field(default_factory=dict)
+    pins: list[str] = field(default_factory=list)
 
 
 class RegistryWatcher:
@@ -37,6 +50,8 @@ class RegistryWatcher:
         *,
         table: RouteTable,
         load: LoadEverywhere,
+        unload: OnEveryReplica | None = None,
+        pin: Callable[[list[str]], Awaitable[Any]] | None = None,
         on_load: Callable[[str, float, bool], None] = lambda model_id, seconds, ok: None,
     ):
         self.registry = registry
@@ -46,7 +61,12 @@ class RegistryWatcher:
         self.synced = False
         """Whether every alias was tried at least once."""
         self._load = load
+        self._unload = unload
+        self._pin = pin
         self._on_load = on_load
+        self._pins_told: list[str] | None = None
+        self._pins: list[str] = []
+        self._draining: set[asyncio.Task[None]] = set()
         self._retry_at: dict[str, float] = {}
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
@@ -57,6 +77,8 @@ class RegistryWatcher:
             try:
                 await self.refresh(max_age_s=0.0)
                 await self.swap()
+                await self.swap_splits()
+                await self.tell_pins()
                 self.synced = True
             except Exception:
                 # Whatever goes wrong, the routes that work stay and the next poll tries again.
@@ -72,7 +94,7 @@ class RegistryWatcher:
             if time.monotonic() - self._read_at < max_age_s:
                 return
             try:
-                known, wanted = await asyncio.to_thread(self._read, dict(self.table.known))
+                found = await asyncio.to_thread(self._read, dict(self.table.known))
             except Exception as error:
                 if self.problem is None:
                     log.warning("cannot read the registry %s: %s", self.registry.store.uri, error)
@@ -82,24 +104,27 @@ class RegistryWatcher:
                 self._read_at = time.monotonic()
             self.problem = None
             # Versions are immutable and never deleted, so what is known stays known.
-            for name, versions in known.items():
+            for name, versions in found.known.items():
                 self.table.known[name] = self.table.known.get(name, {}) | versions
-            self.table.wanted.update(wanted)
+            self.table.wanted.update(found.wanted)
+            self.table.wanted_splits = found.splits
+            self._pins = found.pins
 
-    def _read(
-        self, known: dict[str, dict[int, int]]
-    ) -> tuple[dict[str, dict[int, int]], dict[Alias, int]]:
-        versions_of: dict[str, dict[int, int]] = {}
-        wanted: dict[Alias, int] = {}
+    def _read(self, known: dict[str, dict[int, int]]) -> _Found:
+        found = _Found()
         for name in self.registry.names():
             seen = known.get(name, {})
-            versions_of[name] = {
+            found.known[name] = {
                 version: seen[version] if version in seen else self._created(name, version)
                 for version in self.registry.versions(name)
             }
             for alias, version in self.registry.aliases(name).items():
-                wanted[Alias(name, alias)] = version
-        return versions_of, wanted
+                if version is not None:
+                    found.wanted[Alias(name, alias)] = version
+            for alias, split in self.registry.splits(name).items():
+                found.splits[Alias(name, alias)] = split
+            found.pins += [f"{name}@v{version}" for version in self.registry.pins(name)]
+        return found
 
     def _created(self, name: str, version: int) -> int:
         try:
@@ -122,6 +147,7 @@ class RegistryWatcher:
             if await self.load(model_id):
                 self.table.live[alias] = version
                 log.info("%s: v%s -> v%d on every replica", alias.shown, before or "-", version)
+                self._retire(alias.name, before)
             else:
                 log.error(
                     "%s stays at %s: %s",
@@ -129,6 +155,66 @@ class RegistryWatcher:
                     f"v{before}" if before else "no version",
                     self.table.refused[model_id],
                 )
+
+    async def swap_splits(self) -> None:
+        """Bring canaries, A/B tests and shadows to where the registry wants them."""
+        table = self.table
+        for alias in [
+            a for a, split in table.splits.items() if table.wanted_splits.get(a) != split
+        ]:
+            ended = table.splits.pop(alias)
+            log.info("%s: the %s of v%d ended", alias.shown, ended.mode, ended.version)
+            self._retire(alias.name, ended.version)
+        for alias, split in table.wanted_splits.items():
+            model_id = f"{alias.name}@v{split.version}"
+            if alias in table.splits or alias not in table.live:
+                continue
+            if time.monotonic() < self._retry_at.get(model_id, 0.0):
+                continue
+            if await self.load(model_id):
+                table.splits[alias] = split
+                log.info(
+                    "%s: %s of v%d at %g", alias.shown, split.mode, split.version, split.weight
+                )
+            else:
+                log.error("%s: no %s: %s", alias.shown, split.mode, table.refused[model_id])
+
+    def _retire(self, name: str, version: int | None) -> None:
+        """Have every replica unload a version that nothing points at, once it has drained."""
+        model_id = f"{name}@v{version}"
+        if version is None or self._unload is None or model_id in self._in_use():
+            return
+        drain = asyncio.create_task(self._drain(model_id, self._unload))
+        self._draining.add(drain)
+        drain.add_done_callback(self._draining.discard)
+
+    async def _drain(self, model_id: str, unload: OnEveryReplica) -> None:
+        try:
+            await unload(model_id)
+        except Exception:
+            # It costs memory until another adapter needs its slot, and no request.
+            log.exception("%s could not be unloaded", model_id)
+
+    def _in_use(self) -> set[str]:
+        """Versions that an alias, a split or a pin points at, or is about to."""
+        table = self.table
+        pointed = [*table.live.items(), *table.wanted.items()]
+        of_splits = [*table.splits.items(), *table.wanted_splits.items()]
+        return (
+            {f"{alias.name}@v{version}" for alias, version in pointed}
+            | {f"{alias.name}@v{split.version}" for alias, split in of_splits}
+            | set(self._pins)
+        )
+
+    async def tell_pins(self) -> None:
+        """Load what is pinned, and tell the replicas to keep it."""
+        if self._pin is None or self._pins == self._pins_told:
+            return
+        pins = list(self._pins)
+        if await self._pin(pins):
+            self._pins_told = pins
+            for model_id in pins:
+                await self.load(model_id)
 
     async def load(self, model_id: str) -> bool:
         """Load `model_id` on every replica; False, with the reason kept, if one cannot."""
@@ -157,6 +243,8 @@ class RegistryWatcher:
             "pending": {
                 a.shown: f"{a.name}@v{v}" for a, v in table.wanted.items() if table.live.get(a) != v
             },
+            "splits": {a.shown: s.model_dump() for a, s in table.splits.items()},
+            "pinned": list(self._pins),
             "refused": dict(table.refused),
             "registry": self.problem or "ok",
         }

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.errors import RegistryError
 from cluster.models import model_digest
-from cluster.registry import AdapterManifest, Registry
+from cluster.registry import AdapterManifest, Registry, Split
 from cluster.storage import Store
 
 
@@ -110,3 +110,64 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert store.read_json("x.json") == {"kept": True}
     assert store.names() == ["x.json"]
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_pins_are_a_set_of_versions_that_exist(three_versions):
+    three_versions.pin("reconcile", 3)
+    three_versions.pin("reconcile", 1)
+    three_versions.pin("reconcile", 1)
+    assert three_versions.pins("reconcile") == [1, 3]
+    three_versions.pin("reconcile", 3, pinned=False)
+    assert three_versions.pins("reconcile") == [1]
+    with pytest.raises(RegistryError):
+        three_versions.pin("reconcile", 9)
+
+
+@pytest.fixture
+def three_versions(registry, tmp_path):
+    for content in ("one", "two", "three"):
+        registry.publish(adapter(tmp_path, content), manifest())
+    return registry
+
+
+def test_a_split_is_kept_with_its_alias_and_ends_once(three_versions):
+    three_versions.promote("reconcile", 1)
+    begun = three_versions.start_split("reconcile", Split(version=2, weight=0.2))
+    assert three_versions.splits("reconcile") == {"prod": begun}
+    with pytest.raises(RegistryError, match="has a canary already, v2"):
+        three_versions.start_split("reconcile", Split(version=3))
+    three_versions.end_split(
+        "reconcile", promote=True, expected=begun, by="gateway", figures={"n": 5}
+    )
+    assert three_versions.aliases("reconcile") == {"prod": 2}
+    assert three_versions.splits("reconcile") == {}
+    last = three_versions.history("reconcile", "prod")[-1]
+    assert (last["action"], last["by"], last["figures"]) == ("promote", "gateway", {"n": 5})
+    with pytest.raises(RegistryError, match="no canary"):
+        three_versions.end_split("reconcile", promote=False)
+    assert three_versions.rollback("reconcile") == 1
+
+
+def test_a_canary_that_was_not_promoted_is_no_step_of_a_rollback(three_versions):
+    three_versions.promote("reconcile", 1)
+    three_versions.promote("reconcile", 2)
+    three_versions.start_split("reconcile", Split(version=3))
+    three_versions.end_split("reconcile", promote=False)
+    assert three_versions.aliases("reconcile") == {"prod": 2}
+    assert three_versions.rollback("reconcile") == 1
+
+
+def test_somebody_who_promotes_ends_the_canary_and_the_gateway_is_told(three_versions):
+    three_versions.promote("reconcile", 1)
+    begun = three_versions.start_split("reconcile", Split(version=2))
+    three_versions.promote("reconcile", 3)
+    with pytest.raises(RegistryError):
+        three_versions.end_split("reconcile", promote=True, expected=begun)
+    assert three_versions.aliases("reconcile") == {"prod": 3}
+
+
+@pytest.mark.parametrize(("version", "why"), [(1, "is at v1 already"), (9, "not in")])
+def test_a_split_needs_another_version_that_exists(three_versions, version, why):
+    three_versions.promote("reconcile", 1)
+    with pytest.raises(RegistryError, match=why):
+        three_versions.start_split("reconcile", Split(version=version))
