@@ -133,8 +133,8 @@ def measure_run(
             concurrencies=list(concurrency) or CONCURRENCIES,
             told=lambda point: display.say(
                 f"{point.concurrency:>3} at once  {point.seconds_per_request:.2f} s a request, "
-                f"P90 {point.p90_s:.2f} s, first token {point.ttft_s:.2f} s, "
-                f"{point.tokens_per_s:.1f} tokens/s ({point.requests} requests)"
+                f"P90 {point.p90_s:.2f} s, {point.tokens_per_s:.1f} tokens/s "
+                f"({point.requests} requests)"
             ),
             **settings,
         )

@@ -21,9 +21,11 @@ WORDS = ["ledger", "bank", "invoice", "amount", "date", "vendor", "refund", "tra
 
 
 @dataclass(frozen=True)
-class _Answer:
+class Answer:
+    """When one request began, had its first token (streamed ones only) and ended."""
+
     began_s: float
-    first_s: float
+    first_s: float | None
     ended_s: float
     prompt_tokens: int
     completion_tokens: int
@@ -37,6 +39,7 @@ async def measure_curve(
     concurrencies: Sequence[int] = CONCURRENCIES,
     prompt_words: int = 80,
     max_tokens: int = 32,
+    stream: bool = True,
     seconds: float = 20.0,
     timeout_s: float = 300.0,
     told: Callable[[Point], None] = lambda point: None,
@@ -45,18 +48,21 @@ async def measure_curve(
 
     Each concurrency lasts `seconds` and at least until every client was counted twice. A client's
     first request is not counted: all of them start together. Answers are always `max_tokens` long
-    (vLLM's `ignore_eos`), prompts of `prompt_words` words differ, so no prefix cache helps.
+    (vLLM's `ignore_eos`), prompts of `prompt_words` words differ, so no prefix cache helps. Only
+    streams tell the time to the first token; they cost the server more than whole answers.
     PrerequisiteError when nothing answers, StageError with the server's words when it refuses.
     """
     import openai
 
     base = url.rstrip("/").removesuffix("/v1")
-    answers: list[_Answer] = []
+    answers: list[Answer] = []
     points = []
     async with openai.AsyncOpenAI(
         base_url=f"{base}/v1", api_key=api_key, max_retries=0, timeout=timeout_s
     ) as client:
-        ask = _Asker(client, model=model, prompt_words=prompt_words, max_tokens=max_tokens)
+        ask = Asker(
+            client, model=model, prompt_words=prompt_words, max_tokens=max_tokens, stream=stream
+        )
         try:
             await ask()
             for concurrency in concurrencies:
@@ -83,41 +89,51 @@ async def measure_curve(
     )
 
 
-class _Asker:
-    def __init__(self, client: Any, *, model: str, prompt_words: int, max_tokens: int):
+class Asker:
+    """One kind of request: each call sends it once, with words of its own."""
+
+    def __init__(
+        self, client: Any, *, model: str, prompt_words: int, max_tokens: int, stream: bool
+    ):
+        """`client` is an `openai.AsyncOpenAI`."""
         self._client = client
         self._model = model
         self._prompt_words = prompt_words
         self._max_tokens = max_tokens
+        self._stream = stream
         self._random = np.random.default_rng()
 
-    async def __call__(self) -> _Answer:
+    async def __call__(self) -> Answer:
+        """Ask, and read the answer to its end."""
         words = " ".join(self._random.choice(WORDS, self._prompt_words))
+        fields = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": f"{self._random.integers(10**9)} {words}"}],
+            "max_tokens": self._max_tokens,
+            "temperature": 0.0,
+            "extra_body": {"ignore_eos": True},
+        }
         began_s = time.perf_counter()
-        first_s, usage = 0.0, None
-        stream = await self._client.chat.completions.create(
-            model=self._model,
-            messages=[{"role": "user", "content": f"{self._random.integers(10**9)} {words}"}],
-            max_tokens=self._max_tokens,
-            temperature=0.0,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={"ignore_eos": True},
-        )
-        async for chunk in stream:
-            first_s = first_s or time.perf_counter()
-            usage = chunk.usage or usage
+        first_s, usage = None, None
+        create = self._client.chat.completions.create
+        if self._stream:
+            told = {"stream": True, "stream_options": {"include_usage": True}}
+            async for chunk in await create(**fields, **told):
+                first_s = first_s or time.perf_counter()
+                usage = chunk.usage or usage
+        else:
+            usage = (await create(**fields)).usage
         if usage is None:
-            raise StageError("the server does not say in its streams how many tokens it used")
+            raise StageError("the server does not say how many tokens an answer took")
         ended_s = time.perf_counter()
-        return _Answer(began_s, first_s, ended_s, usage.prompt_tokens, usage.completion_tokens)
+        return Answer(began_s, first_s, ended_s, usage.prompt_tokens, usage.completion_tokens)
 
 
 async def _closed_loop(
-    ask: _Asker, concurrency: int, *, seconds: float
-) -> tuple[list[_Answer], float]:
+    ask: Asker, concurrency: int, *, seconds: float
+) -> tuple[list[Answer], float]:
     """Return the answers counted at this concurrency, and over how many seconds they ended."""
-    counted: list[_Answer] = []
+    counted: list[Answer] = []
     enough = asyncio.Event()
     began_s = time.perf_counter()
 
@@ -145,14 +161,15 @@ async def _closed_loop(
     return answers, answers[-1].ended_s - min(answer.began_s for answer in answers)
 
 
-def _point(concurrency: int, answers: list[_Answer], lasted_s: float) -> Point:
+def _point(concurrency: int, answers: list[Answer], lasted_s: float) -> Point:
     took_s = np.array([answer.ended_s - answer.began_s for answer in answers])
+    first_s = [answer.first_s - answer.began_s for answer in answers if answer.first_s is not None]
     return Point(
         concurrency=concurrency,
         seconds_per_request=round(float(took_s.mean()), 4),
         tokens_per_s=round(sum(answer.completion_tokens for answer in answers) / lasted_s, 2),
         p50_s=round(float(np.quantile(took_s, 0.5)), 4),
         p90_s=round(float(np.quantile(took_s, 0.9)), 4),
-        ttft_s=round(float(np.mean([a.first_s - a.began_s for a in answers])), 4),
+        ttft_s=round(float(np.mean(first_s)), 4) if first_s else None,
         requests=len(answers),
     )

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
+import openai
 import pytest
 
 from serve import app
 from serve.autoscale import Scaling
 from serve.capacity.curve import ServiceCurve
-from serve.capacity.measure import measure_curve
+from serve.capacity.measure import Asker, measure_curve
 from serve.capacity.simulate import Site, simulate
 from serve.capacity.trace import Trace, synthetic
 from serve.config import ServeConfig
@@ -27,8 +27,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 MODEL = "tiny-llama"
 TRACE_S = 120
-MAX_TOKENS = 48
-PROMPT_WORDS = 40
+REQUEST: Any = {"prompt_words": 40, "max_tokens": 48, "stream": False}
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +56,8 @@ def curve(url: str) -> ServiceCurve:
             url,
             model=MODEL,
             concurrencies=(1, 2, 4, 8, 16),
-            prompt_words=PROMPT_WORDS,
-            max_tokens=MAX_TOKENS,
-            seconds=8.0,
+            seconds=10.0,
+            **REQUEST,
         )
     )
 
@@ -73,26 +71,17 @@ def num_replicas() -> int:
 
 
 async def play(url: str, trace: Trace) -> np.ndarray:
-    """Send the trace's requests when it says; returns the latency of each, seconds."""
-
-    async def one(client: httpx.AsyncClient, at_s: float) -> float:
-        await asyncio.sleep(begin_s + at_s - time.perf_counter())
-        sent_s = time.perf_counter()
-        body = {
-            "model": MODEL,
-            "messages": [{"role": "user", "content": f"{at_s} " + "ledger " * PROMPT_WORDS}],
-            "max_tokens": MAX_TOKENS,
-            "temperature": 0,
-            "ignore_eos": True,
-        }
-        answer = await client.post("/v1/chat/completions", json=body)
-        assert answer.status_code == 200, answer.text
-        return time.perf_counter() - sent_s
-
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
+    """Send requests like the measured ones when the trace says; the latency of each, seconds."""
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        ask = Asker(client, model=MODEL, **REQUEST)
         begin_s = time.perf_counter() + 1.0
-        return np.array(await asyncio.gather(*(one(client, at) for at in trace.arrival_s)))
+
+        async def one(at_s: float) -> float:
+            await asyncio.sleep(begin_s + at_s - time.perf_counter())
+            answer = await ask()
+            return answer.ended_s - answer.began_s
+
+        return np.array(await asyncio.gather(*(one(at_s) for at_s in trace.arrival_s)))
 
 
 def test_the_predicted_p90_is_near_the_observed_one(
