@@ -37,9 +37,8 @@ def compare_fields(
             said = [label if (label := _label(v)) in known else OTHER for v in theirs]
             found.append(compare_categories(f"{prefix}.{name}", labels, said, seed=seed))
         elif all(_is_number(value) for value in ours):
-            numbers = [float(value) for value in theirs if _is_number(value)]
-            found.append(compare_numbers(f"{prefix}.{name}", [float(value) for value in ours], numbers,
-                                         bins=bins))  # fmt: skip
+            numbers = [[float(v) for v in values if _is_number(v)] for values in (ours, theirs)]
+            found.append(compare_numbers(f"{prefix}.{name}", *numbers, bins=bins))
     return found
 
 
