@@ -10,7 +10,7 @@ from typing import Any
 from scipy import stats
 
 HOURLY_UP_TO = timedelta(days=3)
-PERIOD_ROWS = 20
+PERIOD_ROWS = 5
 """Fewer answers in a period are shown, and not judged."""
 CONFIDENCE = 0.95
 
@@ -35,7 +35,7 @@ def over_time(
 
     A period is `worse` when fewer answers are valid than in the `reference` (valid, all) by
     Fisher's exact test, corrected for the number of periods (Benjamini–Hochberg); one of fewer
-    than 20 rows is not judged (`None`).
+    than 5 rows is not judged (`None`).
     """
     if not at:
         return {"unit": "hour", "periods": []}
