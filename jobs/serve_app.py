@@ -11,7 +11,6 @@ from pydantic import Field
 
 from cluster.config import StrictModel, validate
 from jobs.config import load_run_config
-from jobs.quality import quality_parts
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -30,6 +29,7 @@ def app(args: dict[str, Any]) -> Application:
     """Build the application of a run's configuration; ConfigError lists every problem."""
     given = validate(ServeArgs, args, source="args of the Serve application")
     config = load_run_config(given.config, overrides=given.overrides)
+    from jobs.quality import quality_parts
     from serve.app import build_app
 
     return build_app(

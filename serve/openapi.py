@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from serve.admin import AdminRequest
 from serve.errors import not_ready
 
 log = logging.getLogger("ray.serve")
@@ -60,6 +61,7 @@ ERRORS = {
     404: "No such model, or the key may not use it.",
     405: "No such method.",
     408: "The body did not arrive in time.",
+    409: "Somebody else's change came first, or the state does not allow it.",
     413: "The body is too large.",
     429: "A limit of the key is reached; `Retry-After` says for how long.",
     500: "The server failed; its log has the cause under the request id.",
@@ -70,6 +72,7 @@ ERRORS = {
 
 def describe_api(schemas: Schema, *, with_keys: bool) -> Schema:
     """Return the OpenAPI 3.1 document; `schemas` are those of `serve.schemas.api_schemas`."""
+    admin = AdminRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     document: Schema = {
         "openapi": "3.1.0",
         "info": {
@@ -94,12 +97,20 @@ def describe_api(schemas: Schema, *, with_keys: bool) -> Schema:
                     ]
                 }
             },
+            "/admin/status": {"get": _get("Adapters, aliases, splits, replicas (admin).", None)},
+            "/admin/adapters/{action}": {"post": _admin_action()},
             "/health": {"get": _get("The gateway lives.", None, public=True)},
             "/ready": {"get": _get("Replicas are warm, aliases are loaded.", None, public=True)},
         },
         "components": {
             "schemas": schemas
-            | {"error": ERROR_SCHEMA, "model": MODEL_SCHEMA, "models": MODELS_SCHEMA}
+            | admin.pop("$defs", {})
+            | {
+                "admin_request": admin,
+                "error": ERROR_SCHEMA,
+                "model": MODEL_SCHEMA,
+                "models": MODELS_SCHEMA,
+            }
         },
     }
     if with_keys:
@@ -124,7 +135,27 @@ def _completion(route: str, summary: str) -> Schema:
             "required": True,
             "content": {"application/json": _ref(f"{route}_request")},
         },
-        "responses": {"200": answer} | _errors(*ERRORS),
+        "responses": {"200": answer} | _errors(*(ERRORS.keys() - {409})),
+    }
+
+
+def _admin_action() -> Schema:
+    action = {
+        "name": "action",
+        "in": "path",
+        "required": True,
+        "schema": {"enum": ["promote", "rollback", "canary", "end", "pin", "unpin", "unload"]},
+    }
+    done = {"description": "Done.", "content": {"application/json": {"schema": {"type": "object"}}}}
+    return {
+        "operationId": "admin",
+        "summary": "What `distillery adapters` does (admin).",
+        "parameters": [action],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": _ref("admin_request")},
+        },
+        "responses": {"200": done} | _errors(400, 401, 403, 404, 408, 409, 413),
     }
 
 
