@@ -126,10 +126,8 @@ def build_app(
     `base_model` is a model folder that every node sees, or a hub name; `registry_uri` likewise.
     `quality` are the parts of `config.quality`, which only `jobs` can make.
     """
-    from ray import serve as ray_serve
     from ray.serve.llm import build_llm_deployment
 
-    from serve.gateway import Gateway
     from serve.replica import ModelReplica
 
     location = model_location(base_model)
@@ -147,13 +145,6 @@ def build_app(
             "cache": str(Path(tempfile.gettempdir()) / f"distillery-adapters-{os.getuid()}"),
         },
     )
-    gateway = ray_serve.deployment(
-        Gateway,
-        name=GATEWAY_DEPLOYMENT,
-        # It never waits for a CPU of its own: replicas' queues are what limits.
-        max_ongoing_requests=100_000,
-        ray_actor_options={"num_cpus": 0 if accelerator is None else 1},
-    )
     located = config.model_copy(
         update={
             field: _absolute(uri)
@@ -161,12 +152,27 @@ def build_app(
             if (uri := getattr(config, field))
         }
     )
-    return gateway.bind(
+    return gateway_deployment(accelerator=accelerator).bind(
         replicas,
         config=located,
         base_name=base_name(config, base_model),
         registry_uri=registry,
         quality=dict(quality or {}),
+    )
+
+
+def gateway_deployment(*, accelerator: str | None) -> Any:
+    """Return the gateway's `ray.serve` Deployment, to be bound to a handle of replicas."""
+    from ray import serve as ray_serve
+
+    from serve.gateway import Gateway
+
+    return ray_serve.deployment(
+        Gateway,
+        name=GATEWAY_DEPLOYMENT,
+        # It never waits for a CPU of its own: replicas' queues are what limits.
+        max_ongoing_requests=100_000,
+        ray_actor_options={"num_cpus": 0 if accelerator is None else 1},
     )
 
 
@@ -194,7 +200,7 @@ def deploy(
     _check_cpus(config, accelerator)
     deadline = time.monotonic() + config.startup_timeout_s
     ray_serve.start(
-        proxy_location="HeadOnly" if config.is_loopback else "EveryNode",
+        proxy_location=_proxy_location(config),
         http_options=http_options(config),
     )
     app = build_app(
@@ -290,6 +296,12 @@ def _last_words(status: Any, *, max_lines: int = 4) -> str:
     messages = [d.message for d in status.deployments.values() if d.message] or [status.message]
     lines = [line.strip() for message in messages for line in message.splitlines()]
     return " | ".join([line for line in lines if line][-max_lines:]) or "no message"
+
+
+def _proxy_location(config: ServeConfig) -> str:
+    if config.is_direct:
+        return "Disabled"
+    return "HeadOnly" if config.is_loopback else "EveryNode"
 
 
 def _check_port(config: ServeConfig) -> None:

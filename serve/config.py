@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -64,6 +64,9 @@ class ServeConfig(StrictModel):
     """Idle connections are closed after this many seconds."""
     body_timeout_s: float = Field(default=20.0, gt=0)
     """A request's body must have arrived within this many seconds, or it is answered 408."""
+    ingress: Literal["auto", "direct", "proxy"] = "auto"
+    """Who listens: the gateway itself (`direct`, one process fewer on the way) or Ray Serve's proxy
+    on every node (`proxy`, for clusters). `auto` is direct on a loopback address."""
     app_name: str = "distillery"
     """Name of the Ray Serve application."""
     replicas: int = Field(default=1, ge=1)
@@ -167,6 +170,11 @@ class ServeConfig(StrictModel):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the gateway listens itself."""
+        return self.ingress == "direct" or (self.ingress == "auto" and self.is_loopback)
 
     @property
     def is_loopback(self) -> bool:

@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.registry import Registry
 from cluster.storage import Store
@@ -36,6 +37,7 @@ from serve.errors import (
     unknown_model,
 )
 from serve.keys import Key
+from serve.http_server import HttpServer
 from serve.log_rows import row_maker
 from serve.metrics import GatewayMetrics, Labels, labels_of
 from serve.observe import Usage
@@ -123,7 +125,7 @@ class _Call:
 
     @property
     def headers(self) -> dict[str, str]:
-        # Serve's proxy passes the request id in, or makes one, and sends it back by itself.
+        # Whoever listens passes the request id in, or makes one, and sends it back by itself.
         model = {MODEL_HEADER: self.target.served_name} if self.target else {}
         checked = dict(self.checked.headers) if self.checked else {}
         return self.admission.headers | model | checked
@@ -205,6 +207,9 @@ class Gateway:
         self._admin = Admin(
             registry, watcher=self._watcher, splits=self._splits, everywhere=everywhere
         )
+        self._server = HttpServer(self._serve_asgi, config) if config.is_direct else None
+        if self._server is not None:
+            self._server.start()
         self._following = asyncio.create_task(self._follow(replicas))
         self._deciding = asyncio.create_task(self._splits.follow(poll_s=config.alias_poll_s))
 
@@ -219,7 +224,14 @@ class Gateway:
             await asyncio.sleep(self._config.alias_poll_s)
         await self._watcher.run(poll_s=self._config.alias_poll_s)
 
+    async def _serve_asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Serve sets the application once this object is made.
+        app: ASGIApp = self.app  # type: ignore[attr-defined]
+        await app(scope, receive, send)
+
     async def __del__(self) -> None:
+        if self._server is not None:
+            await self._server.stop()
         self._following.cancel()
         self._deciding.cancel()
         await self._door.close()
