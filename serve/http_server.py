@@ -42,6 +42,7 @@ class HttpServer:
                 server_header=False,
                 ssl_certfile=config.tls_cert or None,
                 ssl_keyfile=config.tls_key or None,
+                timeout_keep_alive=config.keep_alive_s,
                 timeout_graceful_shutdown=STOP_S,
             )
         )
