@@ -63,7 +63,7 @@ def with_time(setting: Setting, seconds: float) -> Hardware:
 def measure(setting: Setting, *, seconds: float = SECONDS) -> StepTime:
     """Train blocks like the student's in another process; StageError if that fails."""
     # The settings of malloc change the speed, so they must be a worker's own.
-    from distill.train.stage import worker_environment
+    from distill.train.fit import worker_environment
 
     told = {
         "student": setting.student.model_dump(),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.train.config import TrainConfig
+from distill.train.snapshot import POSITION
 
 STATE_TAG = "deepspeed"
 STUDENT = "adapter"
@@ -44,7 +45,7 @@ def save_state(
     save_student(student, folder / STUDENT, zero_stage=train.zero_stage)
     engine.save_checkpoint(str(folder), tag=STATE_TAG, exclude_frozen_parameters=True)
     if dist.get_rank() == 0:
-        (folder / "position.json").write_text(json.dumps(asdict(position)))
+        (folder / POSITION).write_text(json.dumps(asdict(position)))
 
 
 def load_state(engine: Any, folder: Path, *, workers: int) -> Position:
@@ -53,7 +54,7 @@ def load_state(engine: Any, folder: Path, *, workers: int) -> Position:
     One that other workers cut up goes through DeepSpeed's universal checkpoint, which is not cut
     (Lian et al. 2024).
     """
-    position = Position(**json.loads((folder / "position.json").read_text()))
+    position = Position(**json.loads((folder / POSITION).read_text()))
     is_cut_up = any((folder / STATE_TAG).glob("*zero_pp_rank_*"))
     if position.workers in (0, workers) or not is_cut_up:
         engine.load_checkpoint(str(folder), tag=STATE_TAG, load_module_strict=False)

@@ -191,6 +191,9 @@ class TrainConfig(StrictModel):
     """Gradients are clipped to this global norm."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more compute."""
+    liger: Literal["auto", "on", "off"] = "auto"
+    """Liger's kernels on CUDA (`pip install liger-kernel`) for norms, rotation and SwiGLU: `auto`
+    takes them where they are installed and know the model, `on` is an error where they are not."""
     prefix_group: int = Field(default=1, ge=1)
     """Records with a long common beginning are drawn into a step in groups of up to so many, so
     that it is computed once. Above 1 the steps are less mixed."""

@@ -57,7 +57,8 @@ def encoded_items(
     return made
 
 
-def _write(path: Path, made: Items) -> None:
+def table_of(items: Sequence[Item]) -> pa.Table:
+    """Return the items' sequences, `SEQUENCE`, one a row and numbered by item from 0."""
     rows = [
         {
             "item": number,
@@ -67,15 +68,19 @@ def _write(path: Path, made: Items) -> None:
             "kind": sequence.kind,
             "num_rationale": sequence.num_rationale,
         }
-        for number, item in enumerate(made.items)
+        for number, item in enumerate(items)
         for sequence in item.sequences
     ]
+    return pa.Table.from_pylist(rows, schema=SEQUENCE)
+
+
+def _write(path: Path, made: Items) -> None:
     left_out = {
         "too_long": "\n".join(made.too_long),
         "without_rationale": "\n".join(made.without_rationale),
         "without_loss": "\n".join(made.without_loss),
     }
-    table = pa.Table.from_pylist(rows, schema=SEQUENCE.with_metadata(left_out))
+    table = table_of(made.items).replace_schema_metadata(left_out)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
     pq.write_table(table, beside)

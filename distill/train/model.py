@@ -12,6 +12,7 @@ from torch import nn
 from distill.train.config import StudentConfig, TrainConfig
 from distill.train.encode import Item
 from distill.train.head import row_losses
+from distill.train.liger import use_liger
 from distill.train.objectives import Trunk
 from distill.train.packed import PackedBatch, PaddedBatch
 
@@ -208,6 +209,7 @@ def load_base(config: StudentConfig, train: TrainConfig, *, device: torch.device
         # with AVX-512, and the repacked product has no gradient: training would go on without one.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    use_liger(base, train, on_gpu=device.type == "cuda")
     make_trainable(base, train)
     return base
 

@@ -6,8 +6,7 @@ the parts are simply added, however the step was cut.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +17,7 @@ from distill.train.encode import Item
 from distill.train.head import gathered, logits_of, row_losses
 from distill.train.packed import Targets
 
+KINDS = ("answer", "label", "rationale")
 Batch = Any
 """A `Targets` with the trunk's own layout."""
 
@@ -49,21 +49,33 @@ class Teacher(Protocol):
         """Loss [N] of the student's rows against the teacher's."""
 
 
+def target_counts(items: Iterable[Item]) -> dict[str, int]:
+    """Count the target tokens of each of `KINDS`."""
+    counts = dict.fromkeys(KINDS, 0)
+    for item in items:
+        for sequence in item.sequences:
+            for kind, count in sequence.kinds:
+                counts[kind] += count
+    return counts
+
+
 def shares(items: Sequence[Item], train: TrainConfig) -> dict[str, float]:
+    """`shares_of` a step with these items."""
+    return shares_of(target_counts(items), num_items=len(items), train=train)
+
+
+def shares_of(counts: Mapping[str, int], *, num_items: int, train: TrainConfig) -> dict[str, float]:
     """What one target token of each kind counts for, so that a step's parts add up to its loss.
 
     `sft`, `kd`, `on_policy`: a mean over all tokens. `cot`: a weighted mean. `multitask`: means of
     label, rationale and response, weighted 1, alpha, beta. `dpo`: a mean over pairs.
     """
     if train.method == "dpo":
-        return {"pair": 1.0 / max(1, len(items))}
-    counts: Counter[str] = Counter()
-    for item in items:
-        for sequence in item.sequences:
-            counts.update(dict(sequence.kinds))
+        return {"pair": 1.0 / max(1, num_items)}
+    counts = {kind: counts[kind] for kind in KINDS if counts.get(kind)}
     if train.method == "multitask":
         of = {"label": 1.0, "rationale": train.multitask.alpha, "answer": train.multitask.beta}
-        return {kind: of[kind] / count for kind, count in counts.items() if count}
+        return {kind: of[kind] / count for kind, count in counts.items()}
     weights = {"answer": 1.0, "rationale": 1.0}
     if train.method == "cot":
         weights = {"answer": train.cot.answer_weight, "rationale": train.cot.rationale_weight}

@@ -12,11 +12,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from cluster.errors import ConfigError, DataError
 from distill.train.cache_key import cache_key
 from distill.train.config import StudentConfig, TrainConfig
 from distill.train.encode import Item, check_template
-from distill.train.encoded import encoded_items
+from distill.train.encoded import encoded_items, table_of
+from distill.train.feed import Outline
 from distill.train.items import Items
 from distill.train.logprobs import LogprobCache
 from distill.train.pairs import read_records
@@ -107,6 +110,17 @@ def prepare(
         **_teacher(student, train, [*training.items, *held_out.items], tokenizer=tokenizer),
     }
     return summary, (training.items, held_out.items)
+
+
+def prepare_feed(
+    student: StudentConfig, train: TrainConfig, **told: Any
+) -> tuple[dict[str, Any], Outline, pa.Table, list[Item]]:
+    """`prepare` as workers take it: summary, outline and table of the training items, validation.
+
+    The table (`encoded.SEQUENCE`) is read in place wherever the batches are made.
+    """
+    summary, (training, validation) = prepare(student, train, **told)
+    return summary, Outline.of(training, train), table_of(training), validation
 
 
 def _require_items(

@@ -10,13 +10,15 @@ import asyncio
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from distill.evaluate.engine import EnginePlan, EngineWorker
 from distill.train.config import StudentConfig, TrainConfig
 from distill.train.encode import Encoded, Item
+from distill.train.feed import WorkerStep
 
 KV_CACHE_GB = 1
 CONCURRENCY = 32
@@ -93,25 +95,24 @@ class OnPolicyItems:
     def __init__(
         self,
         sampler: Any,
-        items: Sequence[Item],
         *,
         student: StudentConfig,
         train: TrainConfig,
         folder: Path,
     ):
         """`sampler` is the actor; `folder` takes `samples/`."""
-        self._sampler, self._items = sampler, items
+        self._sampler = sampler
         self._student, self._train = student, train
         self._folder = folder / "samples"
 
-    def window(self, indices: Sequence[int], *, first_step: int, save: Any) -> dict[int, Item]:
-        """Return the items of a window of steps by index; every worker must call this.
+    def window(self, mine: Sequence[WorkerStep], *, first_step: int, save: Any) -> dict[int, Item]:
+        """Return a worker's items of a window of steps by number; every worker must call this.
 
         `save(folder)` writes the current adapter, on all workers together.
         """
         import torch.distributed as dist
 
-        chosen = self._chosen(indices, first_step)
+        items = {i: item for step in mine for i, item in step.items.items()}
         kept = self._folder / f"step-{first_step:06d}.jsonl"
         there = [kept.is_file()] if dist.get_rank() == 0 else [False]
         dist.broadcast_object_list(there, src=0)
@@ -119,6 +120,7 @@ class OnPolicyItems:
         if not there[0]:
             adapter = self._folder / f"adapter-{first_step:06d}"
             save(adapter)
+            chosen = self._chosen(items, first_step)
             if dist.get_rank() == 0:
                 self._write(kept, self._ask(chosen, first_step=first_step, adapter=adapter))
                 shutil.rmtree(adapter)  # its answers are there; nobody asks it again
@@ -126,23 +128,35 @@ class OnPolicyItems:
             found = [[json.loads(line) for line in kept.read_text().splitlines()]]
         dist.broadcast_object_list(found, src=0)
         sampled = {row["index"]: row["tokens"] for row in found[0]}
-        return {i: self._item(i, sampled.get(i)) for i in indices}
+        return {i: _answered(item, sampled.get(i)) for i, item in items.items()}
 
-    def _chosen(self, indices: Sequence[int], first_step: int) -> list[int]:
-        draw = random.Random(f"{self._train.seed}/{first_step}/on-policy")
-        fraction = self._train.on_policy.student_fraction
-        return [i for i in indices if draw.random() < fraction]
+    def _chosen(self, mine: Mapping[int, Item], first_step: int) -> list[tuple[int, Item]]:
+        """Draw who is answered by the student, by number, among all workers' items."""
+        import torch.distributed as dist
 
-    def _ask(self, indices: Sequence[int], *, first_step: int, adapter: Path) -> list[Any]:
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, list(mine.items()))
+        settings = self._train.on_policy
+        return [
+            (i, item)
+            for i, item in sorted((pair for part in everyone for pair in part), key=itemgetter(0))
+            if self._draw(first_step, i, "chosen").random() < settings.student_fraction
+        ]
+
+    def _draw(self, first_step: int, index: int, purpose: str) -> random.Random:
+        return random.Random(f"{self._train.seed}/{first_step}/{index}/{purpose}")
+
+    def _ask(
+        self, chosen: Sequence[tuple[int, Item]], *, first_step: int, adapter: Path
+    ) -> list[Any]:
         import ray
 
         settings = self._train.on_policy
         requests = []
-        for i in indices:
-            prompt = self._prompt(i)
+        for i, item in chosen:
+            prompt = _prompt(item)
             most = min(settings.max_tokens, self._student.max_length - len(prompt))
-            seed = random.Random(f"{self._train.seed}/{first_step}/{i}").getrandbits(31)
-            requests.append((prompt, most, seed))
+            requests.append((prompt, most, self._draw(first_step, i, "answer").getrandbits(31)))
         tokens = ray.get(
             self._sampler.sample.remote(
                 requests,
@@ -152,8 +166,8 @@ class OnPolicyItems:
             )
         )
         return [
-            {"index": i, "example_id": self._items[i].example_id, "tokens": found}
-            for i, found in zip(indices, tokens, strict=True)
+            {"index": i, "example_id": item.example_id, "tokens": found}
+            for (i, item), found in zip(chosen, tokens, strict=True)
         ]
 
     def _write(self, path: Path, rows: list[Any]) -> None:
@@ -161,13 +175,14 @@ class OnPolicyItems:
         beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         beside.replace(path)
 
-    def _prompt(self, index: int) -> list[int]:
-        sequence = self._items[index].sequences[0]
-        return sequence.tokens[: sequence.num_prompt]
 
-    def _item(self, index: int, sampled: list[int] | None) -> Item:
-        item = self._items[index]
-        if not sampled:
-            return item
-        prompt = self._prompt(index)
-        return Item(item.example_id, (Encoded(item.example_id, [*prompt, *sampled], len(prompt)),))
+def _prompt(item: Item) -> list[int]:
+    sequence = item.sequences[0]
+    return sequence.tokens[: sequence.num_prompt]
+
+
+def _answered(item: Item, sampled: list[int] | None) -> Item:
+    if not sampled:
+        return item
+    prompt = _prompt(item)
+    return Item(item.example_id, (Encoded(item.example_id, [*prompt, *sampled], len(prompt)),))

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ConfigError, DistilleryError, StageError, root_cause
+from cluster.errors import ConfigError
 from cluster.models import model_location
 from cluster.storage import digest_of
 from distill.train.cache_logprobs import cache_location
 from distill.train.checkpoint import STUDENT
 from distill.train.config import StudentConfig, TrainConfig
+from distill.train.fit import fit
 from distill.train.follow import Progress, Say, following, read_rows
 from distill.train.items import rows_digest
-from distill.train.loop import STARTS, WorkerConfig, run_worker
-from distill.train.prepare import check_model_folder, check_settings, prepare
-from distill.train.sampler import start_sampler
+from distill.train.liger import check_liger
+from distill.train.loop import STARTS
+from distill.train.prepare import check_model_folder, check_settings
+from distill.train.snapshot import mend_snapshot
 from distill.train.track import check_trackers, tracking
-from distill.train.watch import FINDINGS, as_row, data_findings
+from distill.train.watch import FINDINGS
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def train(
     StageError when training cannot go on.
     """
     check_settings(config, train)
+    check_liger(train, on_gpu=accelerator is not None)
     train = with_absolute_paths(train)
     check_model_folder(config.model)
     check_trackers(train.track)
@@ -77,7 +78,7 @@ def train(
     checkpoints = folder / "checkpoints"
     made_from = _fingerprint(config, train, records, validation)
     _claim(checkpoints, made_from)
-    _drop_half_snapshot(checkpoints)
+    mend_snapshot(checkpoints)
     done = _finished(folder / output_folder(config), made_from)
     if done is not None:
         return done
@@ -91,7 +92,7 @@ def train(
         following(folder, on_progress=on_progress, say=say),
         tracking(train.track, folder=folder, settings=settings, say=say),
     ):
-        summary, outcome, best = _fit(
+        summary, outcome, best = fit(
             config,
             train,
             records=records,
@@ -140,121 +141,6 @@ def with_absolute_paths(train: TrainConfig) -> TrainConfig:
     return train.model_copy(update=changes)
 
 
-def _fit(
-    config: StudentConfig,
-    train: TrainConfig,
-    *,
-    records: list[dict[str, Any]],
-    validation: list[dict[str, Any]],
-    folder: Path,
-    accelerator: str | None,
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return the preparation's summary, rank 0's last position, and the best checkpoint."""
-    import ray
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    # Ray's minute is too short for a cluster that first has to add a node.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
-    sampler: Any = None
-    try:
-        task = ray.remote(num_cpus=0, num_returns=2)(prepare)
-        summary_ref, items_ref = task.options(
-            runtime_env={"env_vars": {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0")}}
-        ).remote(
-            config,
-            train,
-            records=records,
-            validation=validation,
-            cache=folder / "checkpoints" / "encoded",
-        )
-        summary: dict[str, Any] = ray.get(summary_ref)
-        if train.method == "on_policy":
-            sampler = start_sampler(config, accelerator=accelerator)
-        told = WorkerConfig(
-            student=config.model_dump(),
-            train=train.model_dump(),
-            run_folder=str(folder),
-            summary=summary,
-            items=[items_ref],
-            sampler=sampler,
-            findings=[
-                as_row(finding)
-                for finding in data_findings(
-                    num_given=len(records),
-                    max_length=config.max_length,
-                    too_long=summary["dropped_train"],
-                    without_loss=summary["without_loss"],
-                )
-            ],
-        )
-        trainer = TorchTrainer(
-            run_worker,
-            train_loop_config=vars(told),
-            torch_config=TorchConfig(backend="nccl" if accelerator else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=train.workers,
-                use_gpu=accelerator is not None,
-                accelerator_type=accelerator,
-            ),
-            run_config=ray.train.RunConfig(
-                # Ray Train resumes from what it finds under this name in this folder.
-                name="checkpoints",
-                storage_path=str(folder),
-                failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(
-                    num_to_keep=train.keep_checkpoints,
-                    checkpoint_score_attribute="validation_loss",
-                    checkpoint_score_order="min",
-                ),
-                worker_runtime_env={"env_vars": worker_environment(train, accelerator)},
-            ),
-        )
-        result = trainer.fit()
-    except Exception as error:
-        cause = root_cause(error)
-        if isinstance(cause, DistilleryError):
-            raise cause from None
-        raise StageError(f"training failed: {type(cause).__name__}: {cause}") from error
-    finally:
-        if sampler is not None:
-            ray.get(sampler.stop.remote())
-            ray.kill(sampler)
-    outcome = dict(result.return_value)
-    _raise_if_not_finite(outcome)
-    kept = result.best_checkpoints or []
-    checkpoint, metrics = min(kept, key=lambda pair: pair[1]["validation_loss"])
-    best = {"path": checkpoint.path, **metrics}
-    return summary, outcome, best
-
-
-def _raise_if_not_finite(outcome: dict[str, Any]) -> None:
-    if outcome["stopped"] == "not_finite":
-        ids = ", ".join(outcome["example_ids"][:20])
-        raise StageError(
-            f"the loss or its gradient is not a number at step {outcome['step'] + 1}; the batch "
-            f"held {ids}. Look at these records; lower train.learning_rate or train.max_grad_norm"
-        )
-
-
-def worker_environment(train: TrainConfig, accelerator: str | None) -> dict[str, str]:
-    """Environment of the training workers."""
-    # DeepSpeed calls `ninja`, which lies beside the interpreter.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    env = {"PATH": path, "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cuda"}
-    if accelerator is None:
-        env |= {
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": str(train.threads_per_worker),
-            # Without these glibc gives every large tensor back to the kernel and faults its
-            # pages in again for the next one: docs/log.md has the figures.
-            "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
-            "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
-            "MALLOC_TOP_PAD_": str(1 << 26),
-        }
-    return env
-
-
 def _fingerprint(
     config: StudentConfig,
     train: TrainConfig,
@@ -262,7 +148,9 @@ def _fingerprint(
     validation: list[dict[str, Any]],
 ) -> dict[str, str]:
     """Digests of what decides the outcome; fields that only tune the running are left out."""
-    running = {"max_failures", "threads_per_worker", "keep_checkpoints", "track", "workers"}
+    running = {
+        "max_failures", "threads_per_worker", "keep_checkpoints", "track", "workers", "liger",
+    }  # fmt: skip
     return {
         "student": digest_of(config.model_dump()),
         "train": digest_of(train.model_dump(exclude=running)),
@@ -283,17 +171,6 @@ def _claim(checkpoints: Path, made_from: dict[str, str]) -> None:
             )
         return
     _write_json(marker, made_from)
-
-
-def _drop_half_snapshot(checkpoints: Path) -> None:
-    """Remove Ray Train's list of checkpoints if a killed driver left half of it: start over."""
-    snapshot = checkpoints / "checkpoint_manager_snapshot.json"
-    try:
-        json.loads(snapshot.read_text())
-    except FileNotFoundError:
-        return
-    except ValueError:
-        snapshot.unlink()
 
 
 def output_folder(config: StudentConfig) -> str:

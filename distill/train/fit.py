@@ -1,0 +1,159 @@
+"""One training through Ray Train: data, workers, checkpoints, and what an outcome means."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import DistilleryError, StageError, root_cause
+from distill.train.config import StudentConfig, TrainConfig
+from distill.train.feed import TRAINING, Feed
+from distill.train.loop import WorkerConfig, run_worker
+from distill.train.prepare import prepare_feed
+from distill.train.sampler import start_sampler
+from distill.train.snapshot import mend_snapshot, newest_step
+from distill.train.watch import as_row, data_findings
+
+
+def fit(
+    config: StudentConfig,
+    train: TrainConfig,
+    *,
+    records: list[dict[str, Any]],
+    validation: list[dict[str, Any]],
+    folder: Path,
+    accelerator: str | None,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the preparation's summary, rank 0's last position, and the best checkpoint.
+
+    StageError when training cannot go on.
+    """
+    import ray
+    import ray.data
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # Ray's minute is too short for a cluster that first has to add a node.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    sampler: Any = None
+    try:
+        task = ray.remote(num_cpus=0, num_returns=4)(prepare_feed)
+        summary_ref, outline, encoded, held_out = task.options(
+            runtime_env={"env_vars": {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0")}}
+        ).remote(
+            config,
+            train,
+            records=records,
+            validation=validation,
+            cache=folder / "checkpoints" / "encoded",
+        )
+        summary: dict[str, Any] = ray.get(summary_ref)
+        if train.method == "on_policy":
+            sampler = start_sampler(config, accelerator=accelerator)
+        told = WorkerConfig(
+            student=config.model_dump(),
+            train=train.model_dump(),
+            run_folder=str(folder),
+            summary=summary,
+            validation=[held_out],
+            sampler=sampler,
+            findings=[
+                as_row(finding)
+                for finding in data_findings(
+                    num_given=len(records),
+                    max_length=config.max_length,
+                    too_long=summary["dropped_train"],
+                    without_loss=summary["without_loss"],
+                )
+            ],
+        )
+        trainer = TorchTrainer(
+            run_worker,
+            train_loop_config=vars(told),
+            torch_config=TorchConfig(backend="nccl" if accelerator else "gloo"),
+            datasets={TRAINING: Feed(train, folder / "checkpoints", [outline], [encoded])},
+            dataset_config=ray.train.DataConfig(
+                execution_options=ray.data.ExecutionOptions(preserve_order=True),
+                enable_shard_locality=False,  # it would decide who gets which block
+            ),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=train.workers,
+                use_gpu=accelerator is not None,
+                accelerator_type=accelerator,
+            ),
+            run_config=ray.train.RunConfig(
+                # Ray Train resumes from what it finds under this name in this folder.
+                name="checkpoints",
+                storage_path=str(folder),
+                failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=train.keep_checkpoints,
+                    checkpoint_score_attribute="validation_loss",
+                    checkpoint_score_order="min",
+                ),
+                worker_runtime_env={"env_vars": worker_environment(train, accelerator)},
+            ),
+        )
+        result = trainer.fit()
+    except Exception as error:
+        cause = root_cause(error)
+        if isinstance(cause, DistilleryError):
+            raise cause from None
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            raise StageError(_disk_full(folder, f"writing {cause.filename} failed")) from error
+        raise StageError(f"training failed: {type(cause).__name__}: {cause}") from error
+    finally:
+        if sampler is not None:
+            ray.get(sampler.stop.remote())
+            ray.kill(sampler)
+    outcome = dict(result.return_value)
+    _raise_if_stopped(outcome, folder)
+    mend_snapshot(folder / "checkpoints")  # what killed workers left of their uploads goes
+    kept = result.best_checkpoints or []
+    checkpoint, metrics = min(kept, key=lambda pair: pair[1]["validation_loss"])
+    best = {"path": checkpoint.path, **metrics}
+    return summary, outcome, best
+
+
+def _raise_if_stopped(outcome: dict[str, Any], folder: Path) -> None:
+    if outcome["stopped"] == "disk_full":
+        needed, free = (outcome[name] / 2**20 for name in ("needed", "free"))
+        raise StageError(
+            _disk_full(folder, f"a checkpoint takes {needed:.1f} MiB and {free:.1f} MiB are free")
+        )
+    if outcome["stopped"] == "not_finite":
+        ids = ", ".join(outcome["example_ids"][:20])
+        raise StageError(
+            f"the loss or its gradient is not a number at step {outcome['step'] + 1}; the batch "
+            f"held {ids}. Look at these records; lower train.learning_rate or train.max_grad_norm"
+        )
+
+
+def _disk_full(folder: Path, what: str) -> str:
+    step = newest_step(folder / "checkpoints")
+    kept = f"the checkpoint of step {step} is kept" if step else "no checkpoint was written yet"
+    return (
+        f"the disk of {folder} is full: {what}; {kept}. Free some space and run the same command "
+        "again: it goes on from there"
+    )
+
+
+def worker_environment(train: TrainConfig, accelerator: str | None) -> dict[str, str]:
+    """Environment of the training workers."""
+    # DeepSpeed calls `ninja`, which lies beside the interpreter.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    env = {"PATH": path, "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cuda"}
+    if accelerator is None:
+        env |= {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": str(train.threads_per_worker),
+            # Without these glibc gives every large tensor back to the kernel and faults its
+            # pages in again for the next one: docs/log.md has the figures.
+            "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+            "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+            "MALLOC_TOP_PAD_": str(1 << 26),
+        }
+    return env

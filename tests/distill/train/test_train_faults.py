@@ -1,0 +1,172 @@
+"""A full disk and a lost node: the last good checkpoint stays, and the run goes on from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_ray import local_ray
+
+from cluster.errors import StageError
+from distill.train.config import StudentConfig, TrainConfig
+from distill.train.stage import TrainResult, train
+
+pytestmark = [pytest.mark.ray, pytest.mark.model, pytest.mark.timeout(300)]
+
+SETTINGS = TrainConfig(
+    precision="fp32", batch_size=8, micro_batch_size=4, learning_rate=4e-3, eval_every=10,
+    max_steps=30, patience=100,
+)  # fmt: skip
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+
+
+def examples(first: int, count: int) -> list[dict[str, Any]]:
+    """Records whose answer can be read off the prompt."""
+    made = []
+    for i in range(first, first + count):
+        draw = random.Random(i)
+        kind, days = draw.choice(["TIMING", "MISSING"]), draw.randint(1, 9)
+        made.append(
+            {
+                "example_id": f"e{i}",
+                "messages": [
+                    {"role": "user", "content": f"Bank: {kind} {'x' * draw.randint(1, 60)} {days}"}
+                ],
+                "completion": json.dumps({"classification": kind, "days": days}),
+            }
+        )
+    return made
+
+
+def run(model: Path, folder: Path, on_progress: Any = None) -> TrainResult:
+    return train(
+        StudentConfig(model=str(model), rank=8, alpha=16),
+        SETTINGS,
+        records=examples(0, 240),
+        validation=examples(1000, 24),
+        run_folder=folder,
+        on_progress=on_progress,
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainResult, list[float]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with local_ray(num_cpus=2):
+        result = run(tiny_model, folder)
+    return result, losses(folder)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    told = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(told, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def fill(disk: Path, *, leave: int) -> None:
+    """Write a file until only `leave` bytes are free."""
+    with (disk / "filler").open("ab") as file, suppress(OSError):
+        while (free := shutil.disk_usage(disk).free) > leave:
+            file.write(b"\0" * min(free - leave, 2**20))
+            file.flush()
+
+
+def test_a_full_disk_ends_the_run_in_a_sentence_and_keeps_the_last_good_checkpoint(
+    undisturbed: tuple[TrainResult, list[float]], tiny_model: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk") as disk, local_ray(num_cpus=2):
+
+        def fill_once(row: dict[str, Any]) -> None:
+            if row["step"] > 10 and not (disk / "filler").exists():
+                fill(disk, leave=300 * 2**10)
+
+        kept = r"the disk of .* is full: .*; the checkpoint of step 10 is kept\. Free some space"
+        with pytest.raises(StageError, match=kept):
+            run(tiny_model, disk / "run", fill_once)
+        before = losses(disk / "run")
+        assert 10 < len(before) < 30
+        # Without a byte free: the same sentence, and no step is done for nothing.
+        fill(disk, leave=0)
+        with pytest.raises(StageError, match=kept):
+            run(tiny_model, disk / "run")
+        assert losses(disk / "run") == before
+        (disk / "filler").unlink()
+        result = run(tiny_model, disk / "run")
+        assert losses(disk / "run") == pytest.approx(undisturbed[1], rel=2e-3)
+    assert result.final_validation_loss == pytest.approx(
+        undisturbed[0].final_validation_loss, rel=0.01
+    )
+
+
+@contextmanager
+def two_nodes() -> Iterator[Any]:
+    """A cluster of two nodes with one CPU each, and so one worker each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="dst-", dir="/tmp")
+    quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 6}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={**NODE, "temp_dir": folder, "_system_config": quick},
+    )
+    try:
+        cluster.add_node(**NODE)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_lost_node_costs_time_but_not_the_result(
+    undisturbed: tuple[TrainResult, list[float]], tiny_model: Path, tmp_path: Path
+) -> None:
+    lost: list[int] = []
+    with two_nodes() as cluster:
+
+        def lose_one(row: dict[str, Any]) -> None:
+            if row["step"] > 10 and not lost:
+                [node] = cluster.worker_nodes
+                lost.append(pid_of(node))
+                os.kill(lost[0], signal.SIGKILL)
+                cluster.add_node(**NODE)  # as an autoscaler would
+
+        result = run(tiny_model, tmp_path, lose_one)
+    assert lost
+    assert result.restarts == 1
+    assert losses(tmp_path) == pytest.approx(undisturbed[1], rel=2e-3)
+    assert result.final_validation_loss == pytest.approx(
+        undisturbed[0].final_validation_loss, rel=0.01
+    )
+
+
+def pid_of(node: Any) -> int:
+    """Process id of a node's raylet."""
+    [raylet] = node.all_processes["raylet"]
+    return int(raylet.process.pid)
