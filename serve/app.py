@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 REPLICA_DEPLOYMENT = "replica"
 GATEWAY_DEPLOYMENT = "gateway"
+GATEWAY_ENV = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+"""Its event loop only passes on: a router in a thread of its own would be two more hand-overs."""
 REPLICA_CPUS = 2
 """Logical CPUs of a replica on CPU: one for Serve's actor, one for its engine."""
 
@@ -172,7 +174,10 @@ def gateway_deployment(*, accelerator: str | None) -> Any:
         name=GATEWAY_DEPLOYMENT,
         # It never waits for a CPU of its own: replicas' queues are what limits.
         max_ongoing_requests=100_000,
-        ray_actor_options={"num_cpus": 0 if accelerator is None else 1},
+        ray_actor_options={
+            "num_cpus": 0 if accelerator is None else 1,
+            "runtime_env": {"env_vars": GATEWAY_ENV},
+        },
     )
 
 
@@ -200,7 +205,7 @@ def deploy(
     _check_cpus(config, accelerator)
     deadline = time.monotonic() + config.startup_timeout_s
     ray_serve.start(
-        proxy_location=_proxy_location(config),
+        proxy_location=proxy_location(config),
         http_options=http_options(config),
     )
     app = build_app(
@@ -298,7 +303,8 @@ def _last_words(status: Any, *, max_lines: int = 4) -> str:
     return " | ".join([line for line in lines if line][-max_lines:]) or "no message"
 
 
-def _proxy_location(config: ServeConfig) -> str:
+def proxy_location(config: ServeConfig) -> str:
+    """Where Ray Serve runs proxies: nowhere if the gateway listens itself."""
     if config.is_direct:
         return "Disabled"
     return "HeadOnly" if config.is_loopback else "EveryNode"

@@ -56,7 +56,9 @@ log = logging.getLogger("ray.serve")
 
 MODEL_HEADER = "x-distillery-model"
 REQUEST_ID_HEADER = "x-request-id"
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 4
+RETRY_PAUSE_S = 0.1
+"""Before another replica is asked: the router has to learn that one is gone."""
 MOST_ADMIN_BYTES = 65_536
 EVENT_STREAM = "text/event-stream"
 TEACHER_SPENDING = ".teacher-usage"
@@ -146,8 +148,11 @@ class Gateway:
         quality: Mapping[str, QualityParts] | None = None,
     ):
         self._config = config
-        self._answer = replicas.options(method_name="answer")
-        self._stream = replicas.options(method_name="stream", stream=True)
+        # By value, a call goes to the replica's own gRPC server and not through Ray's object store:
+        # half the work. Within a request of Serve's proxy Ray 2.60 would not unpickle the answer.
+        by = replicas.options(_by_reference=not config.is_direct)
+        self._answer = by.options(method_name="answer")
+        self._stream = by.options(method_name="stream", stream=True)
         self._created = int(time.time())
         self._pages = ApiPages(replicas, with_keys=bool(config.keys))
         self._door = Door(config, price=price_of(config, base_name))
@@ -483,6 +488,7 @@ class Gateway:
                 if attempt == MAX_ATTEMPTS:
                     raise self._known_error(error, call) from error
                 log.warning("request %s: a replica died, asking another", call.request_id)
+                await asyncio.sleep(RETRY_PAUSE_S * attempt)
             except asyncio.CancelledError:
                 # The client left: nobody reads what the replica would go on to generate.
                 if hasattr(result, "cancel"):

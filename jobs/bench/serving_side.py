@@ -163,10 +163,10 @@ def hop(*, port: int, registry: str) -> Iterator[None]:
     with _ray():
         from ray import serve
 
-        from serve.app import gateway_deployment, http_options
+        from serve.app import gateway_deployment, http_options, proxy_location
 
         config = ServeConfig(port=port)
-        serve.start(proxy_location="HeadOnly", http_options=http_options(config))
+        serve.start(proxy_location=proxy_location(config), http_options=http_options(config))
         replica = serve.deployment(InstantReplica, name="replica", max_ongoing_requests=1000)
         gateway = gateway_deployment(accelerator=None).bind(
             replica.bind(), config=config, base_name="base", registry_uri=registry
