@@ -84,6 +84,7 @@ def served(
         usd_per_day=0.002,
         max_teacher_rate=1.0,
         allow_truncated=True,
+        min_chars=0,
         min_mean_logprob=-100,
     )
     config = ServeConfig(
