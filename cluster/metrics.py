@@ -14,18 +14,39 @@ LATENCY_BUCKETS_S = [
 LOAD_BUCKETS_S = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0]
 """Seconds to load an adapter on every replica."""
 
+TOKEN_BUCKETS_S = [
+    0.001, 0.002, 0.005, 0.01, 0.015, 0.025, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0,
+]  # fmt: skip
+"""Seconds a generated token: an H100's milliseconds to a laptop's seconds."""
+
+WAIT_BUCKETS_S = [
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
+]  # fmt: skip
+"""Seconds in which nothing is generated: queues and the gateway."""
+
 MODEL_LABELS = ("adapter", "version", "route")
-"""`adapter`: name, `base`, or `unknown`; `version`: `v3` or `-`; `route`: `chat`, `completions`."""
+"""`adapter`: name, `base`, or `unknown`; `version`: `v3` or `-`; `route`: `chat`, `completions`,
+`shadow`."""
+
+SHADOW_ROUTE = "shadow"
+"""Of answers that no client gets: no objective is for them."""
 
 REQUEST_LATENCY = "distillery_request_latency_seconds"
 TIME_TO_FIRST_TOKEN = "distillery_time_to_first_token_seconds"
+TIME_PER_OUTPUT_TOKEN = "distillery_time_per_output_token_seconds"
+QUEUE_SECONDS = "distillery_queue_seconds"
+GATEWAY_OVERHEAD = "distillery_gateway_overhead_seconds"
 REQUESTS = "distillery_requests_total"
+SLO_SECONDS = "distillery_slo_p90_seconds"
+SLO_MISSES = "distillery_slo_misses_total"
 PROMPT_TOKENS = "distillery_prompt_tokens_total"
 COMPLETION_TOKENS = "distillery_completion_tokens_total"
 ERRORS = "distillery_errors_total"
 IN_FLIGHT = "distillery_requests_in_flight"
 ADAPTER_LOADS = "distillery_adapter_loads_total"
 ADAPTER_LOAD_SECONDS = "distillery_adapter_load_seconds"
+ADAPTER_SWAP_SECONDS = "distillery_adapter_swap_seconds"
+RESIDENT_ADAPTERS = "distillery_resident_adapters"
 REQUEST_LOG_DROPPED = "distillery_request_log_dropped_total"
 REQUEST_LOG_MASKED = "distillery_request_log_masked_total"
 

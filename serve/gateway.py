@@ -26,6 +26,7 @@ from serve.admit import Admission, Door, price_of
 from serve.broadcast import call_every_replica
 from serve.config import ServeConfig
 from serve.cors import Cors
+from serve.dashboard import PAGE, PAGE_HEADERS
 from serve.errors import (
     ApiError,
     client_left,
@@ -36,8 +37,9 @@ from serve.errors import (
     timed_out,
     unknown_model,
 )
-from serve.keys import Key
 from serve.http_server import HttpServer
+from serve.keys import Key
+from serve.live import LiveFigures
 from serve.log_rows import row_maker
 from serve.metrics import GatewayMetrics, Labels, labels_of
 from serve.observe import Usage
@@ -157,10 +159,13 @@ class Gateway:
         self._pages = ApiPages(replicas, with_keys=bool(config.keys))
         self._door = Door(config, price=price_of(config, base_name))
         await self._door.start()
-        self._metrics = GatewayMetrics()
+        self._live = LiveFigures(slo_p90_s=config.slo_p90_s)
+        self._metrics = GatewayMetrics(live=self._live, slo_p90_s=config.slo_p90_s)
         # A teacher's client takes seconds to import.
         spending = Store(registry_uri) / TEACHER_SPENDING
-        self._quality = await asyncio.to_thread(QualityGate, quality or {}, state=spending)
+        self._quality = await asyncio.to_thread(
+            QualityGate, quality or {}, state=spending, live=self._live
+        )
         await self._quality.start()
         self._log = (
             RequestLog(
@@ -204,6 +209,7 @@ class Gateway:
             on_load=lambda model_id, seconds, ok: self._metrics.loaded(
                 model_id.partition("@")[0], seconds=seconds, ok=ok
             ),
+            on_swap=self._metrics.swapped,
         )
 
         async def everywhere(method: str, *arguments: Any) -> list[Any]:
@@ -299,6 +305,17 @@ class Gateway:
         except ApiError as error:
             self._metrics.failed(labels_of(None, route), status=error.status, kind=error.kind)
             raise
+
+    @api.get("/dashboard")
+    async def dashboard(self) -> Response:
+        """Latency, traffic, canaries and adapters as a page; what it shows needs an admin's key."""
+        return HTMLResponse(PAGE, headers=PAGE_HEADERS)
+
+    @api.get("/admin/metrics")
+    async def admin_metrics(self, request: Request) -> Response:
+        """The last five minutes of this gateway, and its canaries."""
+        self._door.require_admin(request.headers)
+        return JSONResponse(self._live.snapshot() | {"splits": self._splits.status()})
 
     @api.get("/admin/status")
     async def admin_status(self, request: Request) -> Response:
@@ -527,8 +544,8 @@ class Gateway:
             call.labels,
             latency_s=latency_s,
             ttft_s=ttft_s,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
+            usage=usage,
+            overhead_s=_overhead_s(call, usage, latency_s=latency_s, ttft_s=ttft_s),
         )
         self._splits.observe(call.routed, latency_s=latency_s, checked=call.checked)
         self._write(call, status=200, latency_s=latency_s, usage=usage, ttft_s=ttft_s)
@@ -562,3 +579,17 @@ class Gateway:
             checked=checked,
         )
         self._log.add(row, always=checked is not None and checked.is_pair)
+
+
+def _overhead_s(
+    call: _Call, usage: Usage, *, latency_s: float, ttft_s: float | None
+) -> float | None:
+    """Seconds outside the replica; `None` where a step after a refused answer took part of them."""
+    if call.checked is not None and call.checked.quality not in (None, "passed"):
+        return None
+    if usage.replica_s is not None:
+        return max(0.0, latency_s - usage.replica_s)
+    # A stream's end is the client's matter as well as ours.
+    if ttft_s is not None and usage.ttft_s is not None:
+        return max(0.0, ttft_s - usage.ttft_s)
+    return None

@@ -7,11 +7,15 @@ client can add a time series.
 from __future__ import annotations
 
 from collections import Counter as Tally
+from collections.abc import Callable
 
+from ray.serve.metrics import Gauge as ReplicaGauge
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from cluster import metrics as names
 from cluster.registry import Split
+from serve.live import LiveFigures, Version
+from serve.observe import Usage
 from serve.routes import Alias, Target
 
 Labels = dict[str, str]
@@ -24,11 +28,70 @@ def labels_of(target: Target | None, route: str) -> Labels:
     return {"adapter": target.adapter, "version": target.version, "route": route}
 
 
-class GatewayMetrics:
-    """Made once a gateway process; every call costs some microseconds."""
+def _version(labels: Labels) -> Version:
+    return labels["adapter"], labels["version"]
+
+
+def resident_gauge() -> Callable[[int], None]:
+    """Return what a replica calls with its number of adapters; the series has the replica's id."""
+    gauge = ReplicaGauge(names.RESIDENT_ADAPTERS, description="Adapters in the replica's engine.")
+    gauge.set(0)
+    return gauge.set
+
+
+class Times:
+    """Where the time of an answer went."""
 
     def __init__(self) -> None:
         keys = names.MODEL_LABELS
+        self._per_token = Histogram(
+            names.TIME_PER_OUTPUT_TOKEN,
+            description="Seconds a generated token after the first, in the engine.",
+            boundaries=names.TOKEN_BUCKETS_S,
+            tag_keys=keys,
+        )
+        self._queue = Histogram(
+            names.QUEUE_SECONDS,
+            description="Seconds in the engine's queue.",
+            boundaries=names.WAIT_BUCKETS_S,
+            tag_keys=keys,
+        )
+        self._overhead = Histogram(
+            names.GATEWAY_OVERHEAD,
+            description="Seconds of an answer outside the replica: the gateway, the checks, the "
+            "hop and Ray Serve's queue; of a stream, until its first token.",
+            boundaries=names.WAIT_BUCKETS_S,
+            tag_keys=keys,
+        )
+
+    def observe(self, labels: Labels, usage: Usage, *, overhead_s: float | None) -> None:
+        """Count what is known of an answer."""
+        if usage.tpot_s is not None:
+            self._per_token.observe(usage.tpot_s, tags=labels)
+        if usage.queue_s is not None:
+            self._queue.observe(usage.queue_s, tags=labels)
+        if overhead_s is not None:
+            self._overhead.observe(overhead_s, tags=labels)
+
+
+class GatewayMetrics:
+    """Made once a gateway process; every call costs some microseconds."""
+
+    def __init__(self, *, live: LiveFigures, slo_p90_s: float = 0.0) -> None:
+        """`live` gets what the gateway's own page shows; `slo_p90_s` 0 is no objective."""
+        keys = names.MODEL_LABELS
+        self._live = live
+        self._slo_p90_s = slo_p90_s
+        self._times = Times()
+        if slo_p90_s:
+            Gauge(names.SLO_SECONDS, description="Objective for the P90 latency, seconds.").set(
+                slo_p90_s
+            )
+        self._misses = Counter(
+            names.SLO_MISSES,
+            description="Requests slower than the objective, or failed on the server's side.",
+            tag_keys=keys,
+        )
         self._latency = Histogram(
             names.REQUEST_LATENCY,
             description="Seconds from the request's arrival at the gateway to its last byte.",
@@ -66,6 +129,12 @@ class GatewayMetrics:
             boundaries=names.LOAD_BUCKETS_S,
             tag_keys=("adapter",),
         )
+        self._swap_seconds = Histogram(
+            names.ADAPTER_SWAP_SECONDS,
+            description="Seconds from an alias's move being seen to requests going there.",
+            boundaries=names.LOAD_BUCKETS_S,
+            tag_keys=("adapter",),
+        )
         self._log_dropped = Counter(
             names.REQUEST_LOG_DROPPED, description="Request log rows that were not written."
         )
@@ -95,10 +164,22 @@ class GatewayMetrics:
         *,
         latency_s: float,
         ttft_s: float | None,
-        prompt_tokens: int,
-        completion_tokens: int,
+        usage: Usage,
+        overhead_s: float | None = None,
     ) -> None:
         """Count a request that was answered in full."""
+        prompt_tokens, completion_tokens = usage.prompt_tokens, usage.completion_tokens
+        if labels["route"] != names.SHADOW_ROUTE:
+            self._live.answered(
+                _version(labels),
+                latency_s=latency_s,
+                ttft_s=ttft_s,
+                prompt_tokens=prompt_tokens,
+                completion_tokens=completion_tokens,
+            )
+            if self._slo_p90_s and latency_s > self._slo_p90_s:
+                self._missed(labels)
+        self._times.observe(labels, usage, overhead_s=overhead_s)
         self._requests.inc(1, tags=labels | {"status": "2xx"})
         self._latency.observe(latency_s, tags=labels)
         if ttft_s is not None:
@@ -110,8 +191,20 @@ class GatewayMetrics:
 
     def failed(self, labels: Labels, *, status: int, kind: str) -> None:
         """Count a request that was answered with an error, or not at all."""
+        if labels["route"] != names.SHADOW_ROUTE:
+            self._live.failed(_version(labels), status=status)
+            if self._slo_p90_s and status >= 500:
+                self._missed(labels)
         self._requests.inc(1, tags=labels | {"status": f"{status // 100}xx"})
         self._errors.inc(1, tags=labels | {"kind": kind})
+
+    def _missed(self, labels: Labels) -> None:
+        self._misses.inc(1, tags=labels)
+        self._live.missed_objective(_version(labels))
+
+    def swapped(self, adapter: str, seconds: float) -> None:
+        """Count an alias that moved on every replica."""
+        self._swap_seconds.observe(seconds, tags={"adapter": adapter})
 
     def loaded(self, adapter: str, *, seconds: float, ok: bool) -> None:
         """Count a load on every replica."""

@@ -23,6 +23,21 @@ class Usage:
     """OpenAI's: `stop`, `length`, …"""
     mean_logprob: float | None = None
     """Mean log-probability of its tokens, nats; only where it was asked for."""
+    queue_s: float | None = None
+    """In the engine's queue, until it was first scheduled."""
+    tpot_s: float | None = None
+    """Time per output token after the first; of one token there is none."""
+    replica_s: float | None = None
+    """In the replica, the load of a cold adapter included; of an answer that was not streamed."""
+
+    def count_times(self, stats: Any) -> None:
+        """Take the times of vLLM's `RequestStateStats`; without its log of statistics, none."""
+        if stats is None or not stats.scheduled_ts:
+            return
+        self.queue_s = max(0.0, stats.scheduled_ts - stats.queued_ts)
+        later = stats.num_generation_tokens - 1
+        if later > 0 and stats.first_token_ts:
+            self.tpot_s = max(0.0, stats.last_token_ts - stats.first_token_ts) / later
 
 
 _current: ContextVar[tuple[Usage, bool] | None] = ContextVar("usage", default=None)
@@ -54,6 +69,7 @@ async def _counted(outputs: AsyncIterator[Any], usage: Usage) -> AsyncIterator[A
     started = time.perf_counter()
     first = True
     num_tokens = 0
+    stats: Any = None
     # A final-only output carries whole texts, a delta its new part: both add up to the answer.
     async for output in outputs:
         if first:
@@ -62,6 +78,7 @@ async def _counted(outputs: AsyncIterator[Any], usage: Usage) -> AsyncIterator[A
             if usage.ttft_s is None:
                 measured = getattr(output.metrics, "first_token_latency", 0.0)
                 usage.ttft_s = measured or time.perf_counter() - started
+        stats = output.metrics
         for choice in output.outputs:
             usage.completion_tokens += len(choice.token_ids)
             if choice.index == 0:
@@ -72,3 +89,4 @@ async def _counted(outputs: AsyncIterator[Any], usage: Usage) -> AsyncIterator[A
                 if choice.cumulative_logprob is not None and num_tokens:
                     usage.mean_logprob = choice.cumulative_logprob / num_tokens
         yield output
+    usage.count_times(stats)

@@ -98,6 +98,7 @@ def describe_api(schemas: Schema, *, with_keys: bool) -> Schema:
                 }
             },
             "/admin/status": {"get": _get("Adapters, aliases, splits, replicas (admin).", None)},
+            "/admin/metrics": {"get": _get("Figures of the last five minutes (admin).", None)},
             "/admin/adapters/{action}": {"post": _admin_action()},
             "/health": {"get": _get("The gateway lives.", None, public=True)},
             "/ready": {"get": _get("Replicas are warm, aliases are loaded.", None, public=True)},

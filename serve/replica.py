@@ -29,6 +29,7 @@ from serve.engine_errors import explain_engine_error, explain_validation_error, 
 from serve.errors import ApiError, internal, refused_model
 from serve.fields import check_fields
 from serve.gather import gathered
+from serve.metrics import resident_gauge
 from serve.observe import Usage, observe, observed
 from serve.recent import RecentLatencies
 from serve.residents import Residents
@@ -64,7 +65,12 @@ class ModelReplica(LLMServer):
         self._folders: AdapterFolders | None = None
         self._paths: dict[str, Path] = {}
         self._recent = RecentLatencies()
-        self._residents = Residents(limit=max_resident, load=self._load, unload=self._unload)
+        self._residents = Residents(
+            limit=max_resident,
+            load=self._load,
+            unload=self._unload,
+            on_change=resident_gauge(),
+        )
         engine_cls = None
         if on_cpu:
             from serve.cpu_engine import CpuEngine
@@ -221,6 +227,7 @@ class ModelReplica(LLMServer):
         `logprobs` fills the usage's mean log-probability.
         """
         usage = Usage()
+        entered = time.monotonic()
         try:
             async with self._holding(model_id):
                 observe(usage, logprobs=logprobs)
@@ -228,7 +235,9 @@ class ModelReplica(LLMServer):
                 begun = time.monotonic()
                 response = await self._ask(route, payload, model_id, request_id)
                 self._recent.add(time.monotonic() - begun)
-                return 200, response.model_dump_json().encode(), usage
+                content = response.model_dump_json().encode()
+                usage.replica_s = time.monotonic() - entered
+                return 200, content, usage
         except (ApiError, RegistryError) as error:
             known = self._as_api_error(error, model_id)
             return known.status, known.as_dict(), usage

@@ -53,7 +53,9 @@ class RegistryWatcher:
         unload: OnEveryReplica | None = None,
         pin: Callable[[list[str]], Awaitable[Any]] | None = None,
         on_load: Callable[[str, float, bool], None] = lambda model_id, seconds, ok: None,
+        on_swap: Callable[[str, float], None] = lambda name, seconds: None,
     ):
+        """`on_swap` gets the seconds from a move being seen in the registry to its going live."""
         self.registry = registry
         self.table = table
         self.problem: str | None = None
@@ -64,6 +66,8 @@ class RegistryWatcher:
         self._unload = unload
         self._pin = pin
         self._on_load = on_load
+        self._on_swap = on_swap
+        self._seen_at: dict[Alias, tuple[int, float]] = {}
         self._pins_told: list[str] | None = None
         self._pins: list[str] = []
         self._draining: set[asyncio.Task[None]] = set()
@@ -107,6 +111,9 @@ class RegistryWatcher:
             for name, versions in found.known.items():
                 self.table.known[name] = self.table.known.get(name, {}) | versions
             self.table.wanted.update(found.wanted)
+            for alias, version in found.wanted.items():
+                if self._seen_at.get(alias, (None,))[0] != version:
+                    self._seen_at[alias] = (version, time.monotonic())
             self.table.wanted_splits = found.splits
             self._pins = found.pins
 
@@ -146,6 +153,8 @@ class RegistryWatcher:
             before = self.table.live.get(alias)
             if await self.load(model_id):
                 self.table.live[alias] = version
+                if before is not None:
+                    self._on_swap(alias.name, time.monotonic() - self._seen_at[alias][1])
                 log.info("%s: v%s -> v%d on every replica", alias.shown, before or "-", version)
                 self._retire(alias.name, before)
             else:

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.storage import Store
 from serve.errors import refused_answer
+from serve.live import LiveFigures
 from serve.observe import MAX_LOGGED_CHARS, Usage
 from serve.quality.allowance import DailyBudget
 from serve.quality.answers import (
@@ -86,8 +87,10 @@ class QualityGate:
     `state` keeps what the teacher cost each day, across restarts.
     """
 
-    def __init__(self, parts: Mapping[str, QualityParts], *, state: Store):
-        self._metrics = QualityMetrics() if parts else None
+    def __init__(
+        self, parts: Mapping[str, QualityParts], *, state: Store, live: LiveFigures | None = None
+    ):
+        self._metrics = QualityMetrics(live or LiveFigures()) if parts else None
         self._usage = DailyUsage(state)
         self._following: asyncio.Task[None] | None = None
         self._assurances: dict[str, Assurance] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ray.util.metrics import Counter
 
 from cluster import metrics as names
+from serve.live import LiveFigures
 
 Labels = dict[str, str]
 OF_VERSION = ("adapter", "version")
@@ -13,7 +14,9 @@ OF_VERSION = ("adapter", "version")
 class QualityMetrics:
     """Made once a gateway process."""
 
-    def __init__(self) -> None:
+    def __init__(self, live: LiveFigures) -> None:
+        """`live` gets what the gateway's own page shows."""
+        self._live = live
         self._checks = Counter(
             names.QUALITY_CHECKS,
             description="Checked answers: passed, or why the student's answer was refused.",
@@ -41,6 +44,7 @@ class QualityMetrics:
 
     def checked(self, labels: Labels, outcome: str) -> None:
         """An answer was looked at."""
+        self._live.checked((labels["adapter"], labels["version"]), passed=outcome == "passed")
         self._checks.inc(1, tags=_of_version(labels) | {"outcome": outcome})
 
     def step(self, labels: Labels, *, step: str, outcome: str) -> None:
@@ -49,17 +53,21 @@ class QualityMetrics:
 
     def fell_back(self, labels: Labels, *, reason: str, answered_by: str) -> None:
         """A refused answer reached its end."""
+        if answered_by != "nobody":
+            self._live.fell_back((labels["adapter"], labels["version"]))
         tags = _of_version(labels) | {"reason": reason, "answered_by": answered_by}
         self._fallbacks.inc(1, tags=tags)
 
     def spent(self, adapter: str, usd: float) -> None:
         """The teacher was paid."""
         if usd > 0:
+            self._live.paid(adapter, teacher_usd=usd)
             self._spent.inc(usd, tags={"adapter": adapter})
 
     def saved(self, adapter: str, usd: float) -> None:
         """The teacher was not needed."""
         if usd > 0:
+            self._live.paid(adapter, saved_usd=usd)
             self._saved.inc(usd, tags={"adapter": adapter})
 
 

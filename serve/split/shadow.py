@@ -9,6 +9,7 @@ import time
 import uuid
 from typing import Any
 
+from cluster import metrics as names
 from serve.log_rows import row_maker
 from serve.metrics import GatewayMetrics, labels_of
 from serve.quality.answers import is_checkable, unstreamed
@@ -19,7 +20,7 @@ from serve.split.running import Splits
 
 log = logging.getLogger("ray.serve")
 
-ROUTE = "shadow"
+ROUTE = names.SHADOW_ROUTE
 MOST_RUNNING = 8
 """Copies under way; more are left out: a shadow must not take the replicas from the clients."""
 
@@ -77,11 +78,7 @@ class Shadows:
                 if is_checkable(route, payload):
                     checked = await self._quality.looked_at(labels, usage)
                 self._metrics.answered(
-                    labels,
-                    latency_s=latency_s,
-                    ttft_s=usage.ttft_s,
-                    prompt_tokens=usage.prompt_tokens,
-                    completion_tokens=usage.completion_tokens,
+                    labels, latency_s=latency_s, ttft_s=usage.ttft_s, usage=usage
                 )
                 self._write(request_id, payload, target.served_name, usage, latency_s, checked)
             else:
