@@ -1,11 +1,12 @@
 """The online side, against a bare vLLM server and stock Ray Serve LLM, in turns in one run.
 
-    python -m jobs.bench.serving [--only throughput hop promote swaps] [--rounds N]
+    python -m jobs.bench.serving [--only throughput hop promote swaps capacity] [--rounds N]
 
 throughput   8 clients, 93 tokens in and 32 out: requests a second and P90, all sides in turns
 hop          gateway and handle without a model
 promote      promote to served everywhere, under load: seconds, failures, wrong versions
 swaps        100 swaps, and 50 adapters through 4 slots: memory and wrong answers
+capacity     the simulator's P90 against the observed one
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 
 from cluster.models import model_digest
 from cluster.registry import AdapterManifest, Registry
+from jobs.bench.capacity import compare
 from jobs.bench.loopback import free_port
 from jobs.bench.report import Case, at_least, at_most, for_comparison, report
 from jobs.bench.side import SideProcess
@@ -184,7 +186,7 @@ def _median_ratio(figures: list[float], others: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(figures, others, strict=True))
 
 
-def hop(model: str, folder: Path, *, rounds: int) -> list[Case]:
+def hop(folder: Path, *, rounds: int) -> list[Case]:
     """Gateway and handle in front of a replica that answers at once."""
     with running(lambda: Server("hop", folder, registry=str(folder / "registry"))) as (server,):
         server.turn("base", count=200)
@@ -261,7 +263,7 @@ async def _promote(server: Server, registry: Registry, *, swaps: int) -> list[Ca
     ]  # fmt: skip
 
 
-def swaps(model: str, folder: Path, *, rounds: int) -> list[Case]:
+def swaps(model: str, folder: Path) -> list[Case]:
     """100 swaps, then 50 adapters through 4 slots: memory, and answers against the first ones."""
     registry = Registry(str(folder / "registry"))
     publish_random(registry, "many", Path(model), folder, count=50)
@@ -306,6 +308,15 @@ async def _swaps(server: Server, registry: Registry) -> list[Case]:
     ]  # fmt: skip
 
 
+def capacity(model: str, folder: Path) -> list[Case]:
+    """What `distillery capacity` predicts against what a replica does."""
+    start = lambda: Server(  # noqa: E731
+        "ours", folder, model=model, registry=str(folder / "registry")
+    )
+    with running(start) as (server,):
+        return compare(server.url, Path(model).name)
+
+
 def publish_random(registry: Registry, name: str, model: Path, folder: Path, *, count: int) -> None:
     """Publish random adapters of rank 8 with non-zero B on all linear layers."""
     import torch
@@ -344,9 +355,10 @@ def main() -> None:
         "throughput": lambda folder: throughput(
             model, folder, rounds=options.rounds, with_stock=not options.no_stock
         ),
-        "hop": lambda folder: hop(model, folder, rounds=5),
+        "hop": lambda folder: hop(folder, rounds=5),
         "promote": lambda folder: promote(model, folder, rounds=options.rounds),
-        "swaps": lambda folder: swaps(model, folder, rounds=1),
+        "swaps": lambda folder: swaps(model, folder),
+        "capacity": lambda folder: capacity(model, folder),
     }
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     options = parser.parse_args()
