@@ -1,0 +1,1 @@
+"""What watches a cluster: Prometheus rules and alerts, Grafana dashboards."""
