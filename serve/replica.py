@@ -14,9 +14,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError
@@ -25,7 +23,7 @@ from cluster.errors import RegistryError
 from cluster.models import model_digest
 from cluster.registry import Registry
 from serve.adapters import AdapterFolders
-from serve.engine_errors import explain_engine_error, explain_validation_error, prompt_length
+from serve.engine_errors import explain_engine_error, prompt_length
 from serve.errors import ApiError, internal, refused_model
 from serve.fields import check_fields
 from serve.gather import gathered
@@ -34,7 +32,7 @@ from serve.observe import Usage, observe, observed
 from serve.recent import RecentLatencies
 from serve.residents import Residents
 from serve.routes import DEFAULT_ALIAS
-from serve.schemas import FIELDS, api_schemas
+from serve.schemas import FIELDS, api_schemas, validated
 
 log = logging.getLogger("ray.serve")
 
@@ -267,17 +265,14 @@ class ModelReplica(LLMServer):
         check_fields(payload, FIELDS[route])
         payload["model"] = model_id or self._llm_config.model_id
         payload["request_id"] = request_id
+        request = validated(route, payload)
         try:
             if route == "chat":
-                request: Any = ChatCompletionRequest.model_validate(payload)
                 response = await self.engine._oai_serving_chat.create_chat_completion(request, None)
             else:
-                request = CompletionRequest.model_validate(payload)
                 response = await self.engine._oai_serving_completion.create_completion(
                     request, None
                 )
-        except ValidationError as error:
-            raise explain_validation_error(error) from None
         except (VLLMClientError, ValueError, TypeError, OverflowError) as error:
             raise self._explain(str(error), getattr(error, "parameter", None), payload) from None
         except ApiError:

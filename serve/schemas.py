@@ -1,17 +1,22 @@
-"""JSON Schemas of requests and answers, from the very models that validate them. Needs vLLM."""
+"""What validates requests, and its JSON Schemas: vLLM's own models. Needs vLLM."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
     ChatCompletionResponse,
 )
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
 
+from serve.engine_errors import explain_validation_error
+from serve.errors import bad_request
 from serve.fields import accepted
+
+log = logging.getLogger("ray.serve")
 
 REQUESTS: dict[str, type[BaseModel]] = {
     "chat": ChatCompletionRequest,
@@ -24,6 +29,22 @@ ANSWERS: dict[str, type[BaseModel]] = {
 }
 FIELDS = {route: frozenset(model.model_fields) for route, model in REQUESTS.items()}
 """Names that the engine knows, by route."""
+
+
+def validated(route: str, payload: dict[str, Any]) -> Any:
+    """Return the request of a route as vLLM's model; ApiError (400) names the wrong field."""
+    try:
+        return REQUESTS[route].model_validate(payload)
+    except ValidationError as error:
+        raise explain_validation_error(error) from None
+    except Exception as error:
+        # vLLM 0.29's own checks run before the types are checked, and trip over a wrong type:
+        # {"structured_outputs": "x"} is an AttributeError there.
+        log.info("a request could not be validated", exc_info=error)
+        raise bad_request(
+            "A field of the request has the wrong type; /docs lists the fields and their types.",
+            code="invalid_value",
+        ) from None
 
 
 def api_schemas() -> dict[str, Any]:
