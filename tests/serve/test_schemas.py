@@ -24,14 +24,24 @@ def request(route: str) -> dict[str, Any]:
     return {"model": "m"} | ({"messages": MESSAGES} if route == "chat" else {"prompt": "x"})
 
 
+def status(route: str, **fields: Any) -> int:
+    refused: ApiError | None = None
+    try:
+        validated(route, request(route) | fields)
+    except ApiError as error:
+        refused = error
+    return refused.status if refused else 200
+
+
 @pytest.mark.parametrize("route", sorted(REQUESTS))
 def test_every_field_with_every_wrong_type_is_a_wrong_request(route: str) -> None:
-    for name in sorted(FIELDS[route]):
-        for value in VALUES:
-            try:
-                validated(route, request(route) | {name: value})
-            except ApiError as error:
-                assert error.status == 400, (name, value)
+    wrong = {
+        (name, str(value)): got
+        for name in sorted(FIELDS[route])
+        for value in VALUES
+        if (got := status(route, **{name: value})) not in (200, 400)
+    }
+    assert wrong == {}
 
 
 @pytest.mark.parametrize("route", sorted(REQUESTS))
@@ -40,12 +50,7 @@ def test_every_field_with_every_wrong_type_is_a_wrong_request(route: str) -> Non
 def test_no_mixture_of_them_is_more(route: str, data: st.DataObject) -> None:
     names = st.sampled_from(sorted(FIELDS[route]))
     mixed = data.draw(st.dictionaries(names, st.sampled_from(VALUES), max_size=6))
-    refused: ApiError | None = None
-    try:
-        validated(route, request(route) | mixed)
-    except ApiError as error:
-        refused = error
-    assert refused is None or refused.status == 400
+    assert status(route, **mixed) in (200, 400)
 
 
 def test_a_wrong_type_that_vllm_trips_over_is_said_in_words() -> None:
