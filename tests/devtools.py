@@ -100,7 +100,10 @@ class Page:
 @contextmanager
 def open_page(url: str) -> Iterator[Page]:
     """Open `url` in a Chromium of its own; skips the test where there is none."""
-    with tempfile.TemporaryDirectory(prefix="distillery-browser-") as profile:
+    # Its helpers may write into the profile for a moment after it has ended.
+    with tempfile.TemporaryDirectory(
+        prefix="distillery-browser-", ignore_cleanup_errors=True
+    ) as profile:
         process = subprocess.Popen(
             [
                 chromium(), *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-port=0",

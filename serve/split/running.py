@@ -9,10 +9,10 @@ from typing import Any
 
 from cluster.errors import RegistryError
 from cluster.registry import Registry, Split
-from serve.metrics import SplitMetrics
 from serve.quality.gate import Checked
 from serve.routes import Alias, Routed, RouteTable
 from serve.split.canary import Arm, Decision, decide
+from serve.split.metrics import SplitMetrics
 
 log = logging.getLogger("ray.serve")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 import re
 import socket
 import threading
@@ -27,7 +29,7 @@ from serve.dashboard import PAGE, PAGE_HEADERS
 from serve.errors import ApiError
 from serve.keys import KeyFile, new_key
 from serve.live import LiveFigures
-from serve.routes import RouteTable
+from serve.routes import Alias, RouteTable
 from serve.split.running import Splits
 from serve.watcher import RegistryWatcher
 
@@ -48,7 +50,7 @@ def publish(registry: Registry, folder: Path, name: str, text: str) -> None:
     manifest = AdapterManifest(
         name=name, base_model="base", base_digest="b" * 64, rank=8, alpha=16,
         target_modules=["q_proj"], task=name, task_digest="t" * 64, dataset_digest="d" * 64,
-        teacher=MARKUP, train={}, gates=GATES,
+        teacher=MARKUP if name == "untrusted" else "claude-sonnet-4", train={}, gates=GATES,
     )  # fmt: skip
     registry.publish(folder, manifest)
 
@@ -58,7 +60,9 @@ class Gateway:
 
     def __init__(self, registry: Registry, config: ServeConfig):
         self.registry = registry
-        self.live = LiveFigures(slo_p90_s=config.slo_p90_s)
+        clock = Clock(ago_s=240)
+        self.live = LiveFigures(slo_p90_s=config.slo_p90_s, clock=clock)
+        fill(self.live, clock)
         table = RouteTable("base")
         self.splits = Splits(registry, table)
         self.door = Door(config, price=None)
@@ -127,7 +131,7 @@ def running(gateway: Gateway) -> Iterator[str]:
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
     made = Registry(str(tmp_path / "registry"))
-    for name in ("reconcile", "extract"):
+    for name in ("reconcile", "extract", "untrusted"):
         for text in ("one", "two"):
             publish(made, tmp_path / "adapter", name, text)
         made.promote(name, 1)
@@ -135,15 +139,41 @@ def registry(tmp_path: Path) -> Registry:
     return made
 
 
-def fill(live: LiveFigures) -> None:
-    """A hundred requests: half took 0.2 s, nine tenths less than 0.5 s, the longest 2 s."""
-    for number in range(100):
-        latency_s = 0.2 if number < 60 else 0.49 if number < 92 else 2.0
+class Clock:
+    """Now, or `ago_s` before now while the past is being told."""
+
+    def __init__(self, ago_s: float) -> None:
+        self.ago_s = ago_s
+
+    def __call__(self) -> float:
+        return time.monotonic() - self.ago_s
+
+
+def fill(live: LiveFigures, clock: Clock) -> None:
+    """A hundred requests in four minutes: 60 took 0.2 s, 32 took 0.49 s, 8 took 2 s."""
+    rng = random.Random(7)
+    latencies_s = [0.2] * 60 + [0.49] * 32 + [2.0] * 8
+    rng.shuffle(latencies_s)
+    for number, latency_s in enumerate(latencies_s):
+        clock.ago_s = 240 * (1 - number / 100)
         live.answered(("reconcile", "v1"), latency_s=latency_s, ttft_s=0.05, completion_tokens=30)
         live.checked(("reconcile", "v1"), passed=number >= 4)
+        if latency_s > 1:
+            live.missed_objective(("reconcile", "v1"))
     for _ in range(4):
         live.fell_back(("reconcile", "v1"))
     live.paid("reconcile", teacher_usd=0.5, saved_usd=12.25)
+    clock.ago_s = 0
+
+
+def try_out(splits: Splits, split: Split) -> None:
+    """Forty requests of the canary, a hundred and sixty of the version it would replace."""
+    rng = random.Random(7)
+    for number in range(200):
+        splits.observe_version(
+            Alias("reconcile", "prod"), split, second=number % 5 == 0,
+            latency_s=0.3 * rng.lognormvariate(0, 0.2),
+        )  # fmt: skip
 
 
 def press(page: Page, label: str) -> None:
@@ -153,10 +183,11 @@ def press(page: Page, label: str) -> None:
 
 def test_the_page_shows_figures_and_moves_an_alias(registry: Registry, tmp_path: Path) -> None:
     gateway = Gateway(registry, ServeConfig(slo_p90_s=1.0))
-    fill(gateway.live)
     with running(gateway) as url, open_page(f"{url}/dashboard") as page:
-        page.size(1280, 900)
+        page.size(1280, 1200)
         page.wait_for("document.querySelectorAll('#replicas tr').length === 2")
+        try_out(gateway.splits, registry.splits("reconcile")["prod"])
+        page.wait_for("document.getElementById('splits').innerText.includes('40 / 160')")
         row = page.run("document.querySelector('#models tr').innerText").split("\t")
         assert row[:2] == ["reconcile", "100"]
         assert [float(row[i].removesuffix(" ms")) for i in (3, 4)] == pytest.approx(
@@ -169,6 +200,10 @@ def test_the_page_shows_figures_and_moves_an_alias(registry: Registry, tmp_path:
         assert "transfer_ratio 0.85 (>= 0.9)" in text
         assert MARKUP in text
         assert "wait: not enough requests to tell" in text
+
+        picture = Path(os.environ.get("DISTILLERY_SCREENSHOT", tmp_path / "dashboard.png"))
+        page.screenshot(picture)
+        assert picture.stat().st_size < 300_000
 
         # Nothing moves unless it is confirmed.
         press(page, "Promote to prod: extract v2")
@@ -201,7 +236,6 @@ def test_with_keys_the_page_shows_nothing_without_an_admins(
         tokens[name], key = new_key(name, admin=admin)
         file.add(key)
     gateway = Gateway(registry, ServeConfig(keys=str(tmp_path / "keys")))
-    fill(gateway.live)
     with running(gateway) as url, open_page(f"{url}/dashboard") as page:
         page.wait_for("!document.getElementById('locked').hidden")
         for name, allowed in (("customer", False), ("operator", True)):
