@@ -16,7 +16,8 @@ MONITORING = Path(metrics.__file__).parent / "monitoring"
 def run(program: str, *arguments: str) -> str:
     """Run a checking tool; skips the test where it is not installed."""
     if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed: `make system-deps`")
+        package = {"amtool": "prometheus-alertmanager"}.get(program, "prometheus")
+        pytest.skip(f"{program} is not installed: apt-get install {package}")
     done = subprocess.run([program, *arguments], cwd=MONITORING, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

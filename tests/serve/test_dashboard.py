@@ -194,7 +194,7 @@ def test_the_page_shows_figures_and_moves_an_alias(registry: Registry, tmp_path:
             [200, 490], rel=0.03
         )
         assert float(row[5].removesuffix(" s")) == pytest.approx(2.0, rel=0.03)
-        assert row[9:] == ["96.0%", "4.0%", "$0.50000", "$12.25"]
+        assert row[9:] == ["96.0%", "4.0%", "$0.500", "$12.25"]
         text = page.text()
         assert "schema_valid 0.995 (>= 0.98)" in text
         assert "transfer_ratio 0.85 (>= 0.9)" in text
