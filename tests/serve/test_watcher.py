@@ -146,3 +146,28 @@ def test_versions_published_later_are_found(registry: Registry, tmp_path: Path) 
     version = publish(registry, tmp_path / "adapter", "four")
     asyncio.run(watcher.refresh(max_age_s=0.0))
     assert watcher.table.resolve(f"reconcile@v{version}").version == "v4"
+
+
+def test_a_swap_is_timed_from_its_being_seen_to_its_going_live(registry: Registry) -> None:
+    table = RouteTable("base")
+    replicas = Replicas(table)
+    swapped: list[tuple[str, float]] = []
+    watcher = RegistryWatcher(
+        registry,
+        table=table,
+        load=replicas.load,
+        on_swap=lambda name, seconds: swapped.append((name, seconds)),
+    )
+    # The first version is no swap: nothing was served before it.
+    asyncio.run(step(watcher))
+    assert swapped == []
+    registry.promote("reconcile", 2)
+
+    async def slow(model_id: str) -> list[str | None]:
+        await asyncio.sleep(0.2)
+        return [None]
+
+    watcher._load = slow
+    asyncio.run(step(watcher))
+    assert [name for name, _ in swapped] == ["reconcile"]
+    assert 0.2 <= swapped[0][1] < 5
