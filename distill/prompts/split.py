@@ -186,12 +186,10 @@ def assign(index: Index, *, sizes: dict[str, int], seed: int) -> Assignment:
 
 def contamination(index: Index, splits: np.ndarray) -> dict[str, Any]:
     """Count what two splits share: ids, and each disjoint combination. All must be zero."""
-    keys = {
-        name: np.unique(index.keys[splits == number].ravel()) for number, name in enumerate(SPLITS)
-    }
-    keys = {name: found[found != 0] for name, found in keys.items()}
+    whole = index.keys
+    keys = {name: _distinct(whole[splits == number]) for number, name in enumerate(SPLITS)}
     pairs = [(a, b) for i, a in enumerate(SPLITS) for b in SPLITS[i + 1 :]]
-    shared = {f"{a}/{b}": len(np.intersect1d(keys[a], keys[b])) for a, b in pairs}
+    shared = {f"{a}/{b}": int(_is_among(keys[a], keys[b]).sum()) for a, b in pairs}
     return {
         "combinations": ["the whole prompt", *(" + ".join(c) for c in index.disjoint)],
         "keys_per_split": {name: len(found) for name, found in keys.items()},
@@ -227,12 +225,34 @@ def _take_all(
     offered: np.ndarray, keys: np.ndarray, held_out: set[int], wanted: int
 ) -> tuple[np.ndarray, int]:
     """Like `_take`, for many: nothing comes after train, so its own keys are not kept."""
-    refused = np.isin(keys[offered], np.fromiter(held_out, np.uint64)).any(axis=1)
+    known = np.sort(np.fromiter(held_out, np.uint64))
+    refused = np.zeros(len(offered), bool)
+    # Column by column: `np.isin` over all of a million rows' keys takes 150 MB for a moment.
+    for column in keys.T:
+        refused |= _is_among(column[offered], known)
     good = np.flatnonzero(~refused)
     if len(good) <= wanted:
         return offered[good], len(offered)
     passed = int(good[wanted - 1]) + 1 if wanted else 0
     return offered[good[:wanted]], passed
+
+
+def _is_among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return bool [N]: which values stand in `known`, which is sorted."""
+    if not len(known):
+        return np.zeros(len(values), bool)
+    places = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    return np.asarray(known[places] == values)
+
+
+def _distinct(keys: np.ndarray) -> np.ndarray:
+    """Return the distinct keys but 0, sorted. Sorts `keys`, which must be a copy."""
+    flat = keys.reshape(-1)
+    flat.sort()
+    is_first = np.ones(len(flat), bool)
+    np.not_equal(flat[1:], flat[:-1], out=is_first[1:])
+    is_first &= flat != 0
+    return flat[is_first]
 
 
 def _at(variables: Any, path: str) -> Any:
@@ -255,10 +275,11 @@ def _interleaved(index: Index, rows: np.ndarray, *, seed: int) -> np.ndarray:
     order: list[np.ndarray] = []
     places: list[np.ndarray] = []
     for name in sorted(strata):
-        members = strata[name].tolist()
+        # An array and no list: a million Python integers are 40 MB.
+        members = array("q", strata[name].astype(np.int64).tobytes())
         rng.shuffle(members)
         offset = rng.random()
-        order.append(np.array(members, int))
+        order.append(np.frombuffer(members, np.int64))
         places.append((np.arange(len(members)) + offset) / len(members))
     if not order:
         return rows
