@@ -23,7 +23,7 @@ QUIET_ENV = {
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# Ray Serve's HTTP proxies call it when they start. A name only: nothing of `serve` is imported here.
+# Ray Serve's HTTP proxies call it when they start. A name only: `serve` is not imported here.
 PROXY_ENV = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.front:middlewares"}
 LOGS_KEPT = ("worker-", "serve", "train", "gcs_server", "raylet")
 
