@@ -82,10 +82,9 @@ class GatewayMetrics:
         self._live = live
         self._slo_p90_s = slo_p90_s
         self._times = Times()
+        self._slo = Gauge(names.SLO_SECONDS, description="Objective for the P90 latency, seconds.")
         if slo_p90_s:
-            Gauge(names.SLO_SECONDS, description="Objective for the P90 latency, seconds.").set(
-                slo_p90_s
-            )
+            self._slo.set(slo_p90_s)
         self._misses = Counter(
             names.SLO_MISSES,
             description="Requests slower than the objective, or failed on the server's side.",

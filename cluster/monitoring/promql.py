@@ -19,6 +19,12 @@ def quantile(metric: str, share: float, labels: str, *, by: str) -> str:
     return f"histogram_quantile({share}, {rate(f'{metric}_bucket', labels, by=f'{by}, le')})"
 
 
+def quantile_since_start(metric: str, share: float, labels: str, *, by: str) -> str:
+    """Return the quantile of all there was: of what is too rare for a rate over minutes."""
+    buckets = f"{RAY}{metric}_bucket{{{labels}}}"
+    return f"histogram_quantile({share}, sum by ({by}, le) ({buckets}))"
+
+
 def quantiles(record: str, labels: str = "", legend: str = "") -> tuple[Query, ...]:
     """Return P50, P90 and P99 as rules.yml records them."""
     return tuple(

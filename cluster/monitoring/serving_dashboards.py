@@ -5,7 +5,7 @@ from __future__ import annotations
 from cluster import metrics as names
 from cluster.metrics import EXPORTED_PREFIX as RAY
 from cluster.monitoring.grafana_json import Dashboard, Query, graph, stat
-from cluster.monitoring.promql import NONE_YET, quantile, quantiles, rate
+from cluster.monitoring.promql import NONE_YET, quantile, quantile_since_start, quantiles, rate
 
 CLIENTS = f'route!="{names.SHADOW_ROUTE}"'
 ONE = 'adapter="$adapter"'
@@ -68,11 +68,11 @@ OVERVIEW = Dashboard(
               Query(f"sum by (adapter, outcome) (increase({RAY}{names.ADAPTER_LOADS}[5m]))",
                     "{{adapter}} {{outcome}}")),
         graph("Seconds to load and to swap, P90",
-              Query(quantile(names.ADAPTER_LOAD_SECONDS, 0.9, "", by="adapter"),
+              Query(quantile_since_start(names.ADAPTER_LOAD_SECONDS, 0.9, "", by="adapter"),
                     "{{adapter}} load"),
-              Query(quantile(names.ADAPTER_SWAP_SECONDS, 0.9, "", by="adapter"),
+              Query(quantile_since_start(names.ADAPTER_SWAP_SECONDS, 0.9, "", by="adapter"),
                     "{{adapter}} swap"), unit="s",
-              text="A swap: an alias's move seen, until every replica serves it."),
+              text="Since the start. A swap: an alias's move seen, until every replica serves it."),
         graph("Share of canaries, A/B tests and shadows",
               Query(f"max by (adapter, alias, mode) ({RAY}{names.SPLIT_WEIGHT})",
                     "{{adapter}}@{{alias}} {{mode}}"), unit="percentunit"),
@@ -124,8 +124,9 @@ ADAPTER = Dashboard(
               Query(f"max by (alias, mode) ({RAY}{names.SPLIT_REQUESTS}{{{ONE}}}) {NONE_YET}",
                     "{{alias}} {{mode}}")),
         graph("Seconds to swap",
-              *(Query(f"{quantile(names.ADAPTER_SWAP_SECONDS, share, ONE, by='adapter')}",
-                      f"P{int(100 * share)}") for share in (0.5, 0.9)), unit="s"),
+              *(Query(quantile_since_start(names.ADAPTER_SWAP_SECONDS, share, ONE, by="adapter"),
+                      f"P{int(100 * share)}") for share in (0.5, 0.9)), unit="s",
+              text="Since the start."),
     ),
     variables=(("adapter", f"{RAY}{names.REQUESTS}"),),
 )  # fmt: skip
