@@ -135,6 +135,22 @@ class _Call:
         return self.admission.headers | model | checked
 
 
+def _overhead_s(
+    call: _Call, usage: Usage, *, latency_s: float, ttft_s: float | None
+) -> float | None:
+    """Seconds outside the replica; `None` where a step after a refused answer took part of them."""
+    if call.checked is not None and call.checked.quality not in (None, "passed"):
+        return None
+    if usage.replica_s is not None:
+        return max(0.0, latency_s - usage.replica_s)
+    # A stream's end is the client's matter as well as ours.
+    if ttft_s is not None and usage.ttft_s is not None:
+        return max(0.0, ttft_s - usage.ttft_s)
+    return None
+
+
+# Serve copies the routes where it wraps the class, with the names of this module that exist by
+# then: what they call stands above.
 @ray_serve.ingress(api)
 class Gateway:
     """Resolves names, calls a replica, counts and logs. Holds no model."""
@@ -579,17 +595,3 @@ class Gateway:
             checked=checked,
         )
         self._log.add(row, always=checked is not None and checked.is_pair)
-
-
-def _overhead_s(
-    call: _Call, usage: Usage, *, latency_s: float, ttft_s: float | None
-) -> float | None:
-    """Seconds outside the replica; `None` where a step after a refused answer took part of them."""
-    if call.checked is not None and call.checked.quality not in (None, "passed"):
-        return None
-    if usage.replica_s is not None:
-        return max(0.0, latency_s - usage.replica_s)
-    # A stream's end is the client's matter as well as ours.
-    if ttft_s is not None and usage.ttft_s is not None:
-        return max(0.0, ttft_s - usage.ttft_s)
-    return None
