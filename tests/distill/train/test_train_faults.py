@@ -1,14 +1,11 @@
-"""A full disk and a lost node: the last good checkpoint stays, and the run goes on from it."""
+"""A full disk: the last good checkpoint stays, and the run goes on from it."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,8 +24,6 @@ SETTINGS = TrainConfig(
     precision="fp32", batch_size=8, micro_batch_size=4, learning_rate=4e-3, eval_every=10,
     max_steps=30, patience=100,
 )  # fmt: skip
-
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 
 def examples(first: int, count: int) -> list[dict[str, Any]]:
@@ -120,53 +115,3 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_keeps_the_last_good_checkpoi
     assert result.final_validation_loss == pytest.approx(
         undisturbed[0].final_validation_loss, rel=0.01
     )
-
-
-@contextmanager
-def two_nodes() -> Iterator[Any]:
-    """A cluster of two nodes with one CPU each, and so one worker each."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    folder = tempfile.mkdtemp(prefix="dst-", dir="/tmp")
-    quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 6}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={**NODE, "temp_dir": folder, "_system_config": quick},
-    )
-    try:
-        cluster.add_node(**NODE)
-        ray.init(address=cluster.address, log_to_driver=False)
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def test_a_lost_node_costs_time_but_not_the_result(
-    undisturbed: tuple[TrainResult, list[float]], tiny_model: Path, tmp_path: Path
-) -> None:
-    lost: list[int] = []
-    with two_nodes() as cluster:
-
-        def lose_one(row: dict[str, Any]) -> None:
-            if row["step"] > 10 and not lost:
-                [node] = cluster.worker_nodes
-                lost.append(pid_of(node))
-                os.kill(lost[0], signal.SIGKILL)
-                cluster.add_node(**NODE)  # as an autoscaler would
-
-        result = run(tiny_model, tmp_path, lose_one)
-    assert lost
-    assert result.restarts == 1
-    assert losses(tmp_path) == pytest.approx(undisturbed[1], rel=2e-3)
-    assert result.final_validation_loss == pytest.approx(
-        undisturbed[0].final_validation_loss, rel=0.01
-    )
-
-
-def pid_of(node: Any) -> int:
-    """Process id of a node's raylet."""
-    [raylet] = node.all_processes["raylet"]
-    return int(raylet.process.pid)
