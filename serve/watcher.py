@@ -68,6 +68,8 @@ class RegistryWatcher:
         self._on_load = on_load
         self._on_swap = on_swap
         self._seen_at: dict[Alias, tuple[int, float]] = {}
+        # What went live: a canary that is rolled back leaves the routes before the registry.
+        self._split: dict[Alias, Split] = {}
         self._pins_told: list[str] | None = None
         self._pins: list[str] = []
         self._draining: set[asyncio.Task[None]] = set()
@@ -168,10 +170,11 @@ class RegistryWatcher:
     async def swap_splits(self) -> None:
         """Bring canaries, A/B tests and shadows to where the registry wants them."""
         table = self.table
-        for alias in [
-            a for a, split in table.splits.items() if table.wanted_splits.get(a) != split
-        ]:
-            ended = table.splits.pop(alias)
+        over = [a for a, split in self._split.items() if table.wanted_splits.get(a) != split]
+        for alias in over:
+            ended = self._split.pop(alias)
+            if table.splits.get(alias) == ended:
+                del table.splits[alias]
             log.info("%s: the %s of v%d ended", alias.shown, ended.mode, ended.version)
             self._retire(alias.name, ended.version)
         for alias, split in table.wanted_splits.items():
@@ -181,7 +184,7 @@ class RegistryWatcher:
             if time.monotonic() < self._retry_at.get(model_id, 0.0):
                 continue
             if await self.load(model_id):
-                table.splits[alias] = split
+                table.splits[alias] = self._split[alias] = split
                 log.info(
                     "%s: %s of v%d at %g", alias.shown, split.mode, split.version, split.weight
                 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.registry import AdapterManifest, Registry
+from cluster.registry import AdapterManifest, Registry, Split
 from serve.routes import Alias, RouteTable
 from serve.watcher import RegistryWatcher
 
@@ -171,3 +171,41 @@ def test_a_swap_is_timed_from_its_being_seen_to_its_going_live(registry: Registr
     asyncio.run(step(watcher))
     assert [name for name, _ in swapped] == ["reconcile"]
     assert 0.2 <= swapped[0][1] < 5
+
+
+def test_a_canary_goes_live_when_every_replica_has_it_and_leaves_with_its_adapter(
+    registry: Registry,
+) -> None:
+    table = RouteTable("base")
+    replicas, unloaded = Replicas(table), []
+
+    async def unload(model_id: str) -> None:
+        unloaded.append(model_id)
+
+    watcher = RegistryWatcher(registry, table=table, load=replicas.load, unload=unload)
+
+    async def poll() -> None:
+        await watcher.refresh(max_age_s=0.0)
+        await watcher.swap()
+        await watcher.swap_splits()
+        await asyncio.sleep(0.01)
+
+    async def story() -> None:
+        await poll()
+        split = registry.start_split("reconcile", Split(version=2, weight=1.0))
+        replicas.refuse["reconcile@v2"] = "out of memory"
+        await poll()
+        assert table.route("reconcile", user="a").target.version == "v1"
+        replicas.refuse.clear()
+        watcher._retry_at.clear()
+        await poll()
+        assert table.route("reconcile", user="a").target.version == "v2"
+        assert not unloaded
+        # The gateway takes it out of the routes at once, the registry follows.
+        table.splits.pop(PROD)
+        registry.end_split("reconcile", promote=False, expected=split)
+        await poll()
+        assert table.route("reconcile", user="a").target.version == "v1"
+        assert unloaded == ["reconcile@v2"]
+
+    asyncio.run(story())
