@@ -41,7 +41,7 @@ from serve.http_server import HttpServer
 from serve.keys import Key
 from serve.live import LiveFigures
 from serve.log_rows import row_maker
-from serve.metrics import GatewayMetrics, Labels, labels_of
+from serve.metrics import GatewayMetrics, Labels, labels_of, repeat
 from serve.observe import Usage
 from serve.openapi import ApiPages
 from serve.quality.answers import as_events, unstreamed
@@ -238,6 +238,7 @@ class Gateway:
         if self._server is not None:
             self._server.start()
         self._following = asyncio.create_task(self._follow(replicas))
+        self._telling = asyncio.create_task(repeat(self._metrics.tell))
         self._deciding = asyncio.create_task(self._splits.follow(poll_s=config.alias_poll_s))
 
     async def _follow(self, replicas: DeploymentHandle) -> None:
@@ -261,6 +262,7 @@ class Gateway:
             await self._server.stop()
         self._following.cancel()
         self._deciding.cancel()
+        self._telling.cancel()
         await self._door.close()
         await self._quality.close()
         if self._log is not None:

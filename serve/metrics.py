@@ -6,6 +6,7 @@ client can add a time series.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter as Tally
 from collections.abc import Callable
 
@@ -31,10 +32,22 @@ def _version(labels: Labels) -> Version:
     return labels["adapter"], labels["version"]
 
 
+REPEAT_S = 1.0
+
+
+async def repeat(tell: Callable[[], None]) -> None:
+    """Call `tell`, which sets gauges, every second until cancelled.
+
+    Ray's agent drops a gauge that was not set within two of its report intervals.
+    """
+    while True:
+        tell()
+        await asyncio.sleep(REPEAT_S)
+
+
 def resident_gauge() -> Callable[[int], None]:
     """Return what a replica calls with its number of adapters; the series has the replica's id."""
     gauge = ReplicaGauge(names.RESIDENT_ADAPTERS, description="Adapters in the replica's engine.")
-    gauge.set(0)
     return gauge.set
 
 
@@ -83,8 +96,6 @@ class GatewayMetrics:
         self._slo_p90_s = slo_p90_s
         self._times = Times()
         self._slo = Gauge(names.SLO_SECONDS, description="Objective for the P90 latency, seconds.")
-        if slo_p90_s:
-            self._slo.set(slo_p90_s)
         self._misses = Counter(
             names.SLO_MISSES,
             description="Requests slower than the objective, or failed on the server's side.",
@@ -142,6 +153,13 @@ class GatewayMetrics:
             tag_keys=("kind",),
         )
         self._running: Tally[tuple[str, str, str]] = Tally()
+
+    def tell(self) -> None:
+        """Set every gauge again, as `repeat` needs it."""
+        if self._slo_p90_s:
+            self._slo.set(self._slo_p90_s)
+        for key, running in self._running.items():
+            self._in_flight.set(running, tags=dict(zip(names.MODEL_LABELS, key, strict=True)))
 
     def begin(self, labels: Labels) -> None:
         """A request is being answered."""

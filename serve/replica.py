@@ -27,7 +27,7 @@ from serve.engine_errors import explain_engine_error, prompt_length
 from serve.errors import ApiError, internal, refused_model
 from serve.fields import check_fields
 from serve.gather import gathered
-from serve.metrics import resident_gauge
+from serve.metrics import repeat, resident_gauge
 from serve.observe import Usage, observe, observed
 from serve.recent import RecentLatencies
 from serve.residents import Residents
@@ -63,12 +63,8 @@ class ModelReplica(LLMServer):
         self._folders: AdapterFolders | None = None
         self._paths: dict[str, Path] = {}
         self._recent = RecentLatencies()
-        self._residents = Residents(
-            limit=max_resident,
-            load=self._load,
-            unload=self._unload,
-            on_change=resident_gauge(),
-        )
+        self._residents = Residents(limit=max_resident, load=self._load, unload=self._unload)
+        self._telling: asyncio.Task[None] | None = None
         engine_cls = None
         if on_cpu:
             from serve.cpu_engine import CpuEngine
@@ -89,6 +85,8 @@ class ModelReplica(LLMServer):
             max_rank=self._max_rank,
             cache=self._cache,
         )
+        set_residents = resident_gauge()
+        self._telling = asyncio.create_task(repeat(lambda: set_residents(len(self._residents.ids))))
         engine_s = time.monotonic() - started
         await self._warm(None)
         for model_id in await asyncio.to_thread(self._aliased):

@@ -26,20 +26,12 @@ class _Resident:
 class Residents:
     """At most `limit` adapters, loaded when first held, unloaded only when nobody holds them."""
 
-    def __init__(
-        self,
-        *,
-        limit: int,
-        load: Action,
-        unload: Action,
-        on_change: Callable[[int], None] = lambda count: None,
-    ):
+    def __init__(self, *, limit: int, load: Action, unload: Action):
         self.limit = limit
         self.pinned: frozenset[str] = frozenset()
         """Adapters that make room for no other."""
         self._load = load
         self._unload = unload
-        self._on_change = on_change
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
         self._loading = asyncio.Lock()
 
@@ -75,7 +67,6 @@ class Residents:
                 await self._send_away(self._least_recently_used())
             await self._load(model_id)
             resident = self._residents[model_id] = _Resident()
-            self._on_change(len(self._residents))
             return resident
 
     def _least_recently_used(self) -> str:
@@ -112,4 +103,3 @@ class Residents:
             self._residents.move_to_end(model_id, last=False)
             raise
         await self._unload(model_id)
-        self._on_change(len(self._residents))

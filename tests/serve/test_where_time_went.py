@@ -1,4 +1,4 @@
-"""Where an answer's time went: the engine's own times, what is left for the gateway, swaps."""
+"""Where an answer's time went: the engine's own times, what is left for the gateway."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from serve.gateway import _overhead_s
 from serve.observe import Usage, observe, observed
 from serve.quality.gate import Checked
-from serve.residents import Residents
 
 
 @dataclass
@@ -78,20 +77,3 @@ def test_the_gateways_part_is_what_the_replica_did_not_take() -> None:
     # The answer is the second attempt's; what the first took is neither's overhead.
     refused = Checked(b"", Usage(), quality="form", answered_by="retry")
     assert overhead(Usage(replica_s=0.25), checked=refused, ttft_s=None) is None
-
-
-def test_the_number_of_resident_adapters_is_told_at_every_change() -> None:
-    told: list[int] = []
-
-    async def nothing(model_id: str) -> None:
-        pass
-
-    async def use() -> None:
-        residents = Residents(limit=2, load=nothing, unload=nothing, on_change=told.append)
-        for model_id in ("a@v1", "b@v1", "a@v1", "c@v1"):
-            async with residents.hold(model_id):
-                pass
-        await residents.drop("c@v1")
-
-    asyncio.run(use())
-    assert told == [1, 2, 1, 2, 1]
