@@ -245,5 +245,6 @@ def test_gauges_that_do_not_change_stay(served: Served, load: None, prometheus: 
     time.sleep(10)
     (resident,) = served.http.get("/admin/status").json()["resident"]
     for name, value in (("slo_p90_seconds", SLO_S), ("resident_adapters", len(resident))):
-        (found,) = prometheus(f"last_over_time(ray_distillery_{name}[5s])")
+        query = f"last_over_time(ray_distillery_{name}[5s])"
+        (found,) = wait_for(lambda query=query: prometheus(query))
         assert float(found["value"][1]) == value
