@@ -494,8 +494,10 @@ class Gateway:
                     else:
                         call.num_events += item.count(b"data: ")
                         yield item
-            if usage is not None:
-                call.checked = await self._quality.looked_at(call.labels, usage)
+            if usage is not None and call.request is not None:
+                call.checked = await self._quality.looked_at(
+                    call.labels, call.route, call.request.payload, usage
+                )
             self._answered(call, usage=usage or Usage(), ttft_s=ttft_s)
         except (asyncio.CancelledError, GeneratorExit):
             self._failed(call, client_left())

@@ -171,12 +171,17 @@ class QualityGate:
             raise refused_answer(assured.reason)
         return self._served(labels["adapter"], route, assured)
 
-    async def looked_at(self, labels: dict[str, str], usage: Usage) -> Checked | None:
-        """Check an answer that was streamed already: it is counted and logged."""
+    async def looked_at(
+        self, labels: dict[str, str], route: str, payload: dict[str, Any], usage: Usage
+    ) -> Checked | None:
+        """Check an answer that nobody can replace any more: it is counted and logged."""
         assurance = self._assurances.get(labels["adapter"])
-        if assurance is None:
+        if assurance is None or not is_checkable(route, payload):
             return None
-        refused = await assurance.check(Given(usage.text, usage.finish_reason, usage.mean_logprob))
+        given = Given(
+            usage.text, usage.finish_reason, usage.mean_logprob, variables=variables_of(payload)
+        )
+        refused = await assurance.check(given)
         outcome = refused.reason if refused else "passed"
         assert self._metrics is not None
         self._metrics.checked(labels, outcome)

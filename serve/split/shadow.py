@@ -12,7 +12,7 @@ from typing import Any
 from cluster import metrics as names
 from serve.log_rows import row_maker
 from serve.metrics import GatewayMetrics, labels_of
-from serve.quality.answers import is_checkable, unstreamed
+from serve.quality.answers import unstreamed
 from serve.quality.gate import Checked, QualityGate
 from serve.request_log import RequestLog
 from serve.routes import Routed, RouteTable
@@ -66,7 +66,7 @@ class Shadows:
         labels = labels_of(target, ROUTE)
         request_id = uuid.uuid4().hex
         started = time.perf_counter()
-        status, kind, checked = 500, "internal", None
+        status, kind, checked, latency_s = 500, "internal", None, None
         try:
             logprobs = self._quality.wants_logprob(target.adapter)
             status, content, usage = await self._answer.remote(
@@ -75,8 +75,7 @@ class Shadows:
             latency_s = time.perf_counter() - started
             if status == 200:
                 kind = ""
-                if is_checkable(route, payload):
-                    checked = await self._quality.looked_at(labels, usage)
+                checked = await self._quality.looked_at(labels, route, payload, usage)
                 self._metrics.answered(
                     labels, latency_s=latency_s, ttft_s=usage.ttft_s, usage=usage
                 )
@@ -91,7 +90,7 @@ class Shadows:
             routed.alias,
             routed.split,
             second=True,
-            latency_s=None if kind else time.perf_counter() - started,
+            latency_s=None if kind else latency_s,
             error_kind=kind,
             checked=checked,
         )

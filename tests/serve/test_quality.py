@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from cluster.storage import Store
+from serve.observe import Usage
 from serve.quality.allowance import DailyBudget, Rate
 from serve.quality.answers import as_events, in_place_of, is_checkable, variables_of
 from serve.quality.assurance import Assurance, Assured, Attempt, TeacherAnswer
 from serve.quality.checks import Given, Refusal, refusal
 from serve.quality.config import QualityConfig
+from serve.quality.gate import QualityGate, QualityParts
 from serve.quota import DailyUsage, Spent
 
 QUESTION = [{"role": "user", "content": "Is it a duplicate?"}]
@@ -289,3 +291,17 @@ def test_a_held_stream_is_a_stream_to_the_client():
     assert last["choices"][0]["finish_reason"] == "length"
     assert usage["usage"] == CHAT["usage"]
     assert {part["object"] for part in (first, last, usage)} == {"chat.completion.chunk"}
+
+
+def test_an_answer_of_several_choices_counts_as_unchecked_when_it_was_streamed(tmp_path):
+    parts = QualityParts(QualityConfig(hold_streams=False), json_only)
+    gate = QualityGate({"reconcile": parts}, state=Store(str(tmp_path)))
+    labels = {"adapter": "reconcile", "version": "v1", "route": "chat"}
+
+    def look(**fields: Any) -> Any:
+        payload = {"messages": QUESTION, **fields}
+        return asyncio.run(gate.looked_at(labels, "chat", payload, Usage(text=BAD)))
+
+    assert look().quality == "form"
+    assert look(n=2) is None
+    assert look(tools=[{"type": "function"}]) is None
