@@ -18,7 +18,7 @@ from cluster.errors import StageError
 from distill.train.config import StudentConfig, TrainConfig
 from distill.train.stage import TrainResult, train
 
-pytestmark = [pytest.mark.ray, pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 SETTINGS = TrainConfig(
     precision="fp32", batch_size=8, micro_batch_size=4, learning_rate=4e-3, eval_every=10,
