@@ -14,6 +14,10 @@ from tenacity.wait import wait_random_exponential
 
 # The price table that was installed, not today's from the network: the same run, the same bill.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+# LiteLLM's own client for OpenAI's protocol: 2.5 of 10 ms of CPU a call less than through the
+# `openai` package. It sends no organization, so who names one keeps the package.
+if not os.environ.get("OPENAI_ORGANIZATION"):
+    os.environ.setdefault("EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER", "True")
 import litellm
 
 from cluster.errors import ConfigError, PrerequisiteError
@@ -87,6 +91,31 @@ def connection(*, model: str, api_base: str | None, api_key_env: str | None) -> 
     return {"model": model, "api_base": api_base}
 
 
+_REGISTERED: set[str] = set()
+"""Models that LiteLLM knows from `_make_known` only."""
+
+
+def _make_known(model: str, prices: tuple[float, float, float]) -> None:
+    """Tell LiteLLM of a model that its table lacks.
+
+    It prices every response for its own log and looks an unknown name up in ten ways each time,
+    1.2 ms of CPU a call.
+    """
+    try:
+        litellm.get_model_info(model)
+    except Exception:
+        per_input, per_cached, per_output = prices
+        entry = {
+            "mode": "chat",
+            "litellm_provider": litellm.get_llm_provider(model)[1],
+            "input_cost_per_token": per_input,
+            "cache_read_input_token_cost": per_cached,
+            "output_cost_per_token": per_output,
+        }
+        litellm.register_model({model: entry})
+        _REGISTERED.add(model)
+
+
 def token_prices(config: LiteLLMTeacher) -> tuple[float, float, float]:
     """Dollars per input, cached input and output token: the configured price, else LiteLLM's.
 
@@ -96,7 +125,8 @@ def token_prices(config: LiteLLMTeacher) -> tuple[float, float, float]:
         per_input = config.price.input_usd_per_mtok / 1e6
         return per_input, per_input, config.price.output_usd_per_mtok / 1e6
     try:
-        known = litellm.get_model_info(config.model)
+        # A price that another section gave for the model is not LiteLLM's.
+        known = None if config.model in _REGISTERED else litellm.get_model_info(config.model)
     except Exception:
         known = None
     if not known or known.get("input_cost_per_token") is None:
@@ -184,6 +214,7 @@ class LiteLLMTeacherRunner:
         self._prices = token_prices(config)
         self._format = self._response_format()
         litellm.suppress_debug_info = True
+        _make_known(config.model, self._prices)
 
     def answer(self, rows: Sequence[dict[str, Any]]) -> list[Answer]:
         """Ask for every row, `concurrency` at a time; the stage asks through `ask`."""
