@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import inf
 
 WINDOW_S = 1.0
 """Refusals are judged by their share over at least so long."""
@@ -70,9 +71,9 @@ class Share:
     """What a worker may do until it asks again."""
 
     concurrency: int
-    requests: float = float("inf")
+    requests: float = inf
     """Requests it may begin."""
-    tokens: float = float("inf")
+    tokens: float = inf
     """Tokens it may begin to use."""
     pause_s: float = 0.0
     """Nothing begins for so long."""
@@ -169,7 +170,7 @@ class _Bucket:
     def grant(self, now: float, part: float) -> float:
         """Hand out a worker's part of what is there."""
         if self.per_second is None:
-            return float("inf")
+            return inf
         self._level = min(self._size, self._level + (now - self._filled_at) * self.per_second)
         self._filled_at = now
         granted = max(0.0, min(self._level, max(1.0, self._level * part)))
@@ -252,8 +253,13 @@ class Gate:
             requests_left=self._share.requests,
             tokens_left=self._share.tokens,
         )
-        # Nothing begins on what has been given back while the answer is on its way.
-        self._share = Share(self._share.concurrency, requests=0, tokens=0)
+        # Nothing begins on what has been given back while the answer is on its way; what has no
+        # limit is not given back.
+        self._share = Share(
+            self._share.concurrency,
+            requests=inf if self._share.requests == inf else 0,
+            tokens=inf if self._share.tokens == inf else 0,
+        )
         self._started = self._throttled = self._tokens = 0
         self._retry_after_s = 0.0
         return report

@@ -141,3 +141,26 @@ def test_a_slow_rate_lets_requests_through_one_after_the_other():
 
     # Ten a second after a burst of twenty.
     assert 0.8 < asyncio.run(run()) < 3
+
+
+def test_a_slow_answer_about_shares_holds_up_nobody_where_no_rate_is_set():
+    async def run():
+        limit = SharedLimit(Limits(concurrency=4))
+        answered = asyncio.Event()
+        answered.set()
+
+        async def sync(report):
+            await answered.wait()
+            return limit.sync("me", report)
+
+        async with Gate(sync, interval_s=0.01) as gate:
+            async with gate.slot():
+                answered.clear()
+                await asyncio.sleep(0.05)  # the next report is on its way
+                try:
+                    async with asyncio.timeout(1), gate.slot():
+                        pass
+                finally:
+                    answered.set()
+
+    asyncio.run(run())
