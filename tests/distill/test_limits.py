@@ -155,8 +155,9 @@ def test_a_slow_answer_about_shares_holds_up_nobody_where_no_rate_is_set():
 
         async with Gate(sync, interval_s=0.01) as gate:
             async with gate.slot():
-                answered.clear()
-                await asyncio.sleep(0.05)  # the next report is on its way
+                async with gate.slot():
+                    answered.clear()
+                    await asyncio.sleep(0.05)  # the next report is on its way
                 try:
                     async with asyncio.timeout(1), gate.slot():
                         pass
