@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ GROWTH = 0.10
 """Step of the growth, as a share of the configured concurrency."""
 BURST_S = 2.0
 """A rate a minute may be used up ahead by so many seconds, not by a whole minute."""
-FORGET_S = 15.0
+FORGET_S = 5.0
 """A worker that has not asked for so long is gone; its share goes to the others."""
 SYNC_S = 0.25
 """How often a worker asks."""
@@ -58,6 +59,8 @@ class Report:
     """Tokens used beyond what was counted when the requests began; can be negative."""
     demand: int = 0
     """Rows that are waiting or in flight."""
+    in_flight: int = 0
+    """Rows that are in flight."""
     retry_after_s: float = 0.0
     """Longest Retry-After among the refusals."""
     requests_left: float = 0.0
@@ -92,7 +95,7 @@ class SharedLimit:
         self._paused_until = now
         self._started = self._throttled = 0
         self._retry_after_s = 0.0
-        self._seen: dict[str, tuple[float, int]] = {}
+        self._seen: dict[str, _Worker] = {}
         self._requests = _Bucket(limits.requests_per_minute, now)
         self._tokens = _Bucket(limits.tokens_per_minute, now)
 
@@ -113,8 +116,8 @@ class SharedLimit:
         self._retry_after_s = max(self._retry_after_s, report.retry_after_s)
         self._requests.put_back(report.requests_left)
         self._tokens.put_back(report.tokens_left - report.tokens)
-        self._seen[worker] = (now, report.demand)
-        self._seen = {k: v for k, v in self._seen.items() if now - v[0] < FORGET_S}
+        self._seen[worker] = _Worker(now, report.demand, held=report.in_flight)
+        self._seen = {k: v for k, v in self._seen.items() if now - v.asked_at < FORGET_S}
         quiet = self._started < LEAST_STARTED and now - self._window_began < LONGEST_WINDOW_S
         if now - self._window_began >= WINDOW_S and not quiet:
             self._judge(now)
@@ -143,15 +146,32 @@ class SharedLimit:
         self._retry_after_s = 0.0
 
     def _share_of(self, worker: str) -> int:
-        """Shares as equal as demands allow, whole numbers that add up to the concurrency."""
-        left = max(1, int(self.concurrency))
-        wanting = sorted((demand, name) for name, (_, demand) in self._seen.items() if demand)
+        """Shares as equal as demands allow, whole numbers that add up to the concurrency.
+
+        What others may have in flight until they ask again is not handed out a second time.
+        """
+        limit = left = max(1, int(self.concurrency))
+        wanting = sorted((seen.demand, name) for name, seen in self._seen.items() if seen.demand)
+        share = 0
         for position, (demand, name) in enumerate(wanting):
-            share = min(demand, -(-left // (len(wanting) - position)))
+            fair = min(demand, -(-left // (len(wanting) - position)))
             if name == worker:
-                return share
-            left -= share
-        return 0
+                others = sum(seen.held for n, seen in self._seen.items() if n != worker)
+                share = max(0, min(fair, limit - others))
+                break
+            left -= fair
+        self._seen[worker].held = max(self._seen[worker].held, share)
+        return share
+
+
+@dataclass
+class _Worker:
+    """What the limit knows of a worker."""
+
+    asked_at: float
+    demand: int
+    held: int
+    """Requests that it may have in flight: those it had when it asked, or its share."""
 
 
 class _Bucket:
@@ -190,10 +210,10 @@ class Gate:
         self._interval_s = interval_s
         self._share = Share(0)
         self._paused_until = 0.0
-        self._in_flight = self._waiting = 0
+        self._in_flight = 0
         self._started = self._throttled = self._tokens = 0
         self._retry_after_s = 0.0
-        self._changed = asyncio.Condition()
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Gate:
@@ -210,17 +230,16 @@ class Gate:
     @asynccontextmanager
     async def slot(self, tokens: int = 0) -> AsyncIterator[Slot]:
         """Wait for a turn that may use `tokens`; the block's `Slot` takes what came of it."""
-        self._waiting += 1
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((tokens, turn))
+        self._admit()
         try:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._may_begin(tokens))
-                self._in_flight += 1
-                self._started += 1
-                self._share = Share(
-                    self._share.concurrency, self._share.requests - 1, self._share.tokens - tokens
-                )
-        finally:
-            self._waiting -= 1
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._in_flight -= 1
+                self._admit()
+            raise
         slot = Slot(estimated_tokens=tokens)
         try:
             yield slot
@@ -230,8 +249,26 @@ class Gate:
             if slot.throttled:
                 self._throttled += 1
                 self._retry_after_s = max(self._retry_after_s, slot.retry_after_s)
-            async with self._changed:
-                self._changed.notify()
+            self._admit()
+
+    def _admit(self) -> None:
+        """Give those in front their turn, in the order they came.
+
+        A row that others overtake holds its whole block back: with that, blocks ended together
+        and a worker ran dry until the next ones were there.
+        """
+        while self._queue:
+            tokens, turn = self._queue[0]
+            if not turn.done():
+                if not self._may_begin(tokens):
+                    return
+                self._in_flight += 1
+                self._started += 1
+                self._share = Share(
+                    self._share.concurrency, self._share.requests - 1, self._share.tokens - tokens
+                )
+                turn.set_result(None)
+            self._queue.popleft()
 
     def _may_begin(self, tokens: int) -> bool:
         share = self._share
@@ -248,7 +285,8 @@ class Gate:
             started=self._started,
             throttled=self._throttled,
             tokens=self._tokens,
-            demand=self._waiting + self._in_flight,
+            demand=len(self._queue) + self._in_flight,
+            in_flight=self._in_flight,
             retry_after_s=self._retry_after_s,
             requests_left=self._share.requests,
             tokens_left=self._share.tokens,
@@ -268,8 +306,7 @@ class Gate:
         while True:
             share = self._share = await self._sync(self._report())
             self._paused_until = time.monotonic() + share.pause_s
-            async with self._changed:
-                self._changed.notify_all()
+            self._admit()
             await asyncio.sleep(self._interval_s)
 
 

@@ -37,9 +37,23 @@ def test_workers_share_the_concurrency_by_what_they_need():
 def test_a_worker_that_is_gone_leaves_its_share_to_the_others():
     limit, clock = shared(concurrency=10)
     limit.sync("dead", Report(demand=50))
-    assert limit.sync("a", Report(demand=50)).concurrency == 5
+    # It may still have ten in flight.
+    assert limit.sync("a", Report(demand=50)).concurrency == 0
     clock.now = 20
     assert limit.sync("a", Report(demand=50)).concurrency == 10
+
+
+def test_workers_that_begin_one_after_the_other_never_have_more_in_flight_than_allowed():
+    limit, clock = shared(concurrency=12)
+    in_flight = {"a": 0, "b": 0, "c": 0}
+    for tick in range(30):
+        clock.now += 0.25
+        for name in list(in_flight)[: 1 + tick // 3]:
+            share = limit.sync(name, Report(demand=50, in_flight=in_flight[name]))
+            # Of those in flight one ends, and the share is used up.
+            in_flight[name] = max(in_flight[name] - 1, share.concurrency)
+            assert sum(in_flight.values()) <= 12
+    assert in_flight == {"a": 4, "b": 4, "c": 4}
 
 
 def test_refusals_shrink_it_pause_it_and_answers_let_it_grow_back():
@@ -121,6 +135,55 @@ def test_the_gate_keeps_to_its_share_and_reports_what_came_of_it():
     assert sum(report.started for report in reports) == 50
     assert sum(report.tokens for report in reports) == 50 * 4
     assert reports[-1].demand == 0
+
+
+def test_nobody_is_overtaken_at_the_gate():
+    async def run():
+        limit = SharedLimit(Limits(concurrency=3))
+        came, begun = [], []
+
+        async def sync(report):
+            return limit.sync("me", report)
+
+        async def request(gate, number):
+            came.append(number)
+            async with gate.slot():
+                begun.append(number)
+                await asyncio.sleep(0.002)
+            if number < 100:
+                await request(gate, number + 100)
+
+        async with Gate(sync, interval_s=0.01) as gate:
+            await asyncio.gather(*(request(gate, number) for number in range(30)))
+        return came, begun
+
+    came, begun = asyncio.run(run())
+    assert len(begun) == 60
+    assert begun == came
+
+
+def test_who_stops_waiting_at_the_gate_leaves_his_turn_to_the_next():
+    async def run():
+        limit = SharedLimit(Limits(concurrency=1))
+        begun = []
+
+        async def sync(report):
+            return limit.sync("me", report)
+
+        async def request(gate, number):
+            async with gate.slot():
+                begun.append(number)
+                await asyncio.sleep(0.03)
+
+        async with Gate(sync, interval_s=0.01) as gate:
+            tasks = [asyncio.create_task(request(gate, number)) for number in range(4)]
+            await asyncio.sleep(0.02)
+            tasks[1].cancel()  # waits
+            tasks[0].cancel()  # has its turn
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return begun
+
+    assert asyncio.run(run()) == [0, 2, 3]
 
 
 def test_a_slow_rate_lets_requests_through_one_after_the_other():
