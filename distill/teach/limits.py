@@ -35,6 +35,12 @@ FORGET_S = 5.0
 """A worker that has not asked for so long is gone; its share goes to the others."""
 SYNC_S = 0.25
 """How often a worker asks."""
+PACE = 1.25
+"""Requests of a worker begin at most so many times as fast as they end with every slot taken, which
+is concurrency / mean time (Little's law). Those that begin together would end together, and one
+event loop needs seconds for some hundred answers: between two waves the provider is idle."""
+FORGET_TIMES = 20
+"""Requests after which a worker's mean time is mostly that of later ones."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +220,9 @@ class Gate:
         self._started = self._throttled = self._tokens = 0
         self._retry_after_s = 0.0
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._mean_s = 0.0
+        self._next_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Gate:
@@ -241,10 +250,13 @@ class Gate:
                 self._admit()
             raise
         slot = Slot(estimated_tokens=tokens)
+        began = time.monotonic()
         try:
             yield slot
         finally:
             self._in_flight -= 1
+            took_s = time.monotonic() - began
+            self._mean_s += (took_s - self._mean_s) / (FORGET_TIMES if self._mean_s else 1)
             self._tokens += (slot.tokens or tokens) - tokens
             if slot.throttled:
                 self._throttled += 1
@@ -260,7 +272,7 @@ class Gate:
         while self._queue:
             tokens, turn = self._queue[0]
             if not turn.done():
-                if not self._may_begin(tokens):
+                if not self._may_begin(tokens) or self._too_early():
                     return
                 self._in_flight += 1
                 self._started += 1
@@ -279,6 +291,22 @@ class Gate:
             and (share.tokens >= tokens or (self._in_flight == 0 and share.tokens > 0))
             and time.monotonic() >= self._paused_until
         )
+
+    def _too_early(self) -> bool:
+        """Whether the next request has to wait for its moment; sets a timer for it if so."""
+        now = time.monotonic()
+        if now < self._next_at:
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(
+                    self._next_at - now, self._on_time
+                )
+            return True
+        self._next_at = now + self._mean_s / (PACE * max(1, self._share.concurrency))
+        return False
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self._admit()
 
     def _report(self) -> Report:
         report = Report(

@@ -186,6 +186,30 @@ def test_who_stops_waiting_at_the_gate_leaves_his_turn_to_the_next():
     assert asyncio.run(run()) == [0, 2, 3]
 
 
+def test_requests_that_began_together_do_not_stay_together():
+    async def run():
+        limit = SharedLimit(Limits(concurrency=40))
+        begun = []
+
+        async def sync(report):
+            return limit.sync("me", report)
+
+        async def request(gate):
+            async with gate.slot():
+                begun.append(time.monotonic())
+                await asyncio.sleep(0.2)
+
+        async with Gate(sync) as gate:
+            await asyncio.gather(*(request(gate) for _ in range(40 * 8)))
+        return begun
+
+    begun = asyncio.run(run())
+    # The last waves: 20 begin in no less than a quarter of a request's time, and none for nothing.
+    late = begun[40 * 4 :]
+    assert min(b - a for a, b in zip(late, late[20:], strict=False)) > 0.05
+    assert begun[-1] - begun[0] < 8 * 0.2 * 1.25
+
+
 def test_a_slow_rate_lets_requests_through_one_after_the_other():
     async def run():
         limit = SharedLimit(Limits(concurrency=50, requests_per_minute=600))
@@ -216,15 +240,14 @@ def test_a_slow_answer_about_shares_holds_up_nobody_where_no_rate_is_set():
             await answered.wait()
             return limit.sync("me", report)
 
-        async with Gate(sync, interval_s=0.01) as gate:
+        async with Gate(sync, interval_s=0.01) as gate, gate.slot():
             async with gate.slot():
-                async with gate.slot():
-                    answered.clear()
-                    await asyncio.sleep(0.05)  # the next report is on its way
-                try:
-                    async with asyncio.timeout(1), gate.slot():
-                        pass
-                finally:
-                    answered.set()
+                answered.clear()
+                await asyncio.sleep(0.05)  # the next report is on its way
+            try:
+                async with asyncio.timeout(1), gate.slot():
+                    pass
+            finally:
+                answered.set()
 
     asyncio.run(run())
