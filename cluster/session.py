@@ -25,6 +25,8 @@ QUIET_ENV = {
 }
 # Ray Serve's HTTP proxies call it when they start. A name only: `serve` is not imported here.
 PROXY_ENV = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.front:middlewares"}
+_started_here = ""
+"""Address of the Ray that this process started last."""
 LOGS_KEPT = ("worker-", "serve", "train", "gcs_server", "raylet")
 
 
@@ -102,7 +104,16 @@ def start_local_ray(folder: str, **options: Any) -> str:
                 raise
             ray.shutdown()
             _end_processes_of(folder)
-    return str(context.address_info["gcs_address"])
+    global _started_here
+    _started_here = str(context.address_info["gcs_address"])
+    return _started_here
+
+
+def ends_with_this_process() -> bool:
+    """Whether the connected Ray was started here by `start_local_ray` and ends with it."""
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().gcs_address == _started_here
 
 
 def _end_processes_of(folder: str) -> None:

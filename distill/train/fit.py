@@ -34,7 +34,9 @@ def fit(
     import ray
     import ray.data
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from distill.train.trainer import Trainer
 
     # Ray's minute is too short for a cluster that first has to add a node.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
@@ -70,7 +72,7 @@ def fit(
                 )
             ],
         )
-        trainer = TorchTrainer(
+        trainer = Trainer(
             run_worker,
             train_loop_config=vars(told),
             torch_config=TorchConfig(backend="nccl" if accelerator else "gloo"),
