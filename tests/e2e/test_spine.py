@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,8 +130,21 @@ def test_a_gate_that_fails_publishes_nothing_and_exits_3(workspace):
     assert "reconcile@v2" not in listed
 
 
-def test_a_second_version_is_published_without_moving_the_alias(workspace):
-    workspace.run("--train.seed", "99", "--until", "publish", "--registry.promote", "false")
+def test_an_adapter_from_elsewhere_is_published_without_moving_the_alias(workspace):
+    from safetensors.numpy import load_file, save_file
+
+    other = workspace.folder / "other"
+    shutil.copytree(workspace.latest / "adapter", other)
+    weights = load_file(other / "adapter_model.safetensors")
+    louder = {name: 5 * weight for name, weight in weights.items()}
+    save_file(louder, other / "adapter_model.safetensors")
+    model = workspace.flags[workspace.flags.index("--student.model") + 1]
+    said = workspace.distillery(
+        "adapters", "publish", str(other), "--name", "reconcile", "--base", model,
+        *workspace.registry,
+    )  # fmt: skip
+    assert "reconcile@v2 is in" in said
+    assert "no gate has seen it" in said
     listed = workspace.distillery("adapters", "list", *workspace.registry)
     assert "reconcile@v2" in listed
     aliases = json.loads((workspace.folder / "registry/reconcile/aliases.json").read_text())
@@ -219,8 +233,6 @@ def test_both_versions_can_be_asked_by_name_and_the_command_line_asks_too(worksp
 
 
 def test_a_real_prometheus_reads_the_p90_per_version(workspace, server, tmp_path):
-    import shutil
-
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed: `make system-deps`")
     monitoring = ROOT / "cluster/monitoring"

@@ -123,7 +123,7 @@ def test_a_killed_worker_is_replaced_and_what_it_had_answered_is_not_asked_again
     assert len(server.requests) - asked_before == 72 - kept
 
 
-def test_a_server_that_refuses_ends_with_its_own_words_and_keeps_the_rest(tmp_path):
+def test_a_server_that_refuses_ends_with_its_own_words_and_keeps_the_rest(joined_ray, tmp_path):
     def respond(body, number):
         if not 72 < number <= 112:
             return 400, {"error": {"message": "quota exhausted", "type": "invalid_request_error"}}
@@ -147,7 +147,7 @@ def test_a_server_that_refuses_ends_with_its_own_words_and_keeps_the_rest(tmp_pa
     assert (bill["answered"], bill["failed"]) == (40, {"refused": 72 + 32})
 
 
-def test_a_budget_stops_before_it_is_passed_and_holds_across_a_rerun(tmp_path):
+def test_a_budget_stops_before_it_is_passed_and_holds_across_a_rerun(joined_ray, tmp_path):
     with openai_server(lambda body, number: (200, "{}")) as server:
 
         def spend(usd: str) -> subprocess.CompletedProcess:
@@ -173,7 +173,7 @@ def test_a_budget_stops_before_it_is_passed_and_holds_across_a_rerun(tmp_path):
         assert asked < len(server.requests) == len(answers(tmp_path)) < 72
 
 
-def test_a_full_disk_is_said_in_a_sentence_and_a_rerun_goes_on(tmp_path):
+def test_a_full_disk_is_said_in_a_sentence_and_a_rerun_goes_on(joined_ray, tmp_path):
     disk = tmp_path / "runs"
     disk.mkdir()
     mounted = (

@@ -114,7 +114,9 @@ def rows(folder: Path, file: str) -> list[dict]:
     return pq.read_table(next((folder / "runs").glob("tickets-*")) / file).to_pylist()
 
 
-def test_the_jury_keeps_the_best_of_several_answers_to_prompts_that_a_model_wrote(tmp_path):
+def test_the_jury_keeps_the_best_of_several_answers_to_prompts_that_a_model_wrote(
+    joined_ray, tmp_path
+):
     with openai_server(respond) as server:
         done = generate(tmp_path, TEACHERS.format(url=server.url, train=250))
         assert done.returncode == 0, done.stderr

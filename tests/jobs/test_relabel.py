@@ -50,7 +50,7 @@ def run(*arguments):
 
 
 @pytest.fixture
-def loop(tmp_path):
+def loop(joined_ray, tmp_path):
     """A generated run and a log: 6 unreadable answers, 3 wrong, 2 unsure, 1 on frogs, 28 right."""
     rows = asked(TASK, 40, seed=99)
     log = [log_row(n, row, mean_logprob=-0.01) for n, row in enumerate(rows)]

@@ -104,7 +104,7 @@ def select(*arguments: object) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.ray
-def test_candidates_are_asked_once_and_the_jury_names_the_best(told, tmp_path):
+def test_candidates_are_asked_once_and_the_jury_names_the_best(joined_ray, told, tmp_path):
     with openai_server(respond) as server:
         file = told(server.url)
         done = select(file)

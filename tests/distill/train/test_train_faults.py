@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 SETTINGS = TrainConfig(
     precision="fp32", batch_size=8, micro_batch_size=4, learning_rate=4e-3, eval_every=10,
-    max_steps=30, patience=100,
+    max_steps=30, patience=100, workers=1,
 )  # fmt: skip
 
 
@@ -63,11 +63,10 @@ def losses(folder: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def undisturbed(
     tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TrainResult, list[float]]:
+) -> Iterator[tuple[TrainResult, list[float]]]:
     folder = tmp_path_factory.mktemp("undisturbed")
     with local_ray(num_cpus=2):
-        result = run(tiny_model, folder)
-    return result, losses(folder)
+        yield run(tiny_model, folder), losses(folder)
 
 
 @contextmanager
@@ -93,7 +92,7 @@ def fill(disk: Path, *, leave: int) -> None:
 def test_a_full_disk_ends_the_run_in_a_sentence_and_keeps_the_last_good_checkpoint(
     undisturbed: tuple[TrainResult, list[float]], tiny_model: Path, tmp_path: Path
 ) -> None:
-    with small_disk(tmp_path / "disk") as disk, local_ray(num_cpus=2):
+    with small_disk(tmp_path / "disk") as disk:
 
         def fill_once(row: dict[str, Any]) -> None:
             if row["step"] > 10 and not (disk / "filler").exists():
