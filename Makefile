@@ -16,7 +16,7 @@ STAMP := .venv/.installed-$(DIGEST)
 # pip's log is long; a person sees one sentence, then the tail if it fails.
 LOG := .cache/install.log
 
-.PHONY: help setup model demo test test-fast lint system-deps bench-lora bench-data bench-train bench-serve bench-help bench-plan clean
+.PHONY: help setup model demo test test-fast lint system-deps bench-lora bench-data bench-train bench-serve bench-help bench-plan soak clean
 
 help:
 	@cat <<-'TEXT'
@@ -31,6 +31,7 @@ help:
 	make bench-data   the data engine: generation, faults, memory, duplicates, kills (half an hour)
 	make bench-train  the training engine against TRL: speed, memory, losses (25 minutes)
 	make bench-serve  the online side against bare vLLM and Ray Serve LLM (15 minutes)
+	make soak         half an hour of mixed load and swaps: errors, memory (35 minutes)
 	make bench-help   how fast `distillery --help` answers
 	make bench-plan   planned memory and speed of training against measured (10 minutes)
 	make clean        caches and build output; keeps .venv, models, runs and registry
@@ -142,10 +143,13 @@ bench-lora: model
 bench-data: setup
 	@$(RUN)/python -m jobs.bench.data
 
-# Its peer is no part of the environment that everybody needs.
 bench-serve: model
 	@$(RUN)/python -m jobs.bench.serving
 
+soak: model
+	@$(RUN)/python -m jobs.bench.soak $(if $(MINUTES),--minutes $(MINUTES))
+
+# Its peer is no part of the environment that everybody needs.
 bench-train: model
 	@if ! $(BIN)/python -m pip show -q trl 2>/dev/null; then
 	  echo "installing TRL into .venv, log in .cache/bench.log"

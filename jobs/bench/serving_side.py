@@ -178,20 +178,23 @@ def hop(*, port: int, registry: str) -> Iterator[None]:
             serve.shutdown()
 
 
-def resident_mib() -> dict[str, float]:
-    """Resident memory of the replica's process, MiB."""
+def memory_mib() -> dict[str, float]:
+    """Resident memory of the gateway, and of the replica with its engine, MiB."""
     import psutil
 
-    found = 0.0
-    for process in psutil.process_iter(["name", "cmdline", "memory_info", "pid"]):
-        title = " ".join(process.info["cmdline"] or [])
-        if title.startswith("ray::ServeReplica") and "replica" in title.lower():
-            found = max(found, process.info["memory_info"].rss / 2**20)
-    return {"resident_mib": found}
+    found = {"gateway": 0.0, "replica": 0.0}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            title = " ".join(process.cmdline())
+            if "EngineCore" in title or "ModelReplica" in title:
+                found["replica"] += process.memory_info().rss / 2**20
+            elif title.startswith("ray::Serve") and ":gateway" in title:
+                found["gateway"] += process.memory_info().rss / 2**20
+    return found
 
 
 SIDES: dict[str, Any] = {"ours": ours, "stock": stock, "bare": bare, "hop": hop}
-COMMANDS = {"resident_mib": resident_mib}
+COMMANDS = {"memory_mib": memory_mib}
 
 
 if __name__ == "__main__":

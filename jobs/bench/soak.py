@@ -1,0 +1,167 @@
+"""Serve for half an hour: `python -m jobs.bench.soak [--minutes 30]`.
+
+Clients ask a base and three names in turn, whole and streamed, while one alias a minute moves.
+Nothing may fail, every answer has to be that of the version that its header names, and the memory
+of the gateway and of the replica with its engine must not grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from cluster.registry import Registry
+from jobs.bench.report import Case, at_most, for_comparison, report
+from jobs.bench.served import (
+    MODEL_HEADER,
+    Sample,
+    Server,
+    another_answered,
+    ask,
+    body,
+    load,
+    publish_random,
+    running,
+)
+
+NAMES = ("alpha", "beta", "gamma")
+VERSIONS = 2
+CLIENTS = 4
+SWAP_EVERY_S = 60.0
+WARM_SHARE = 0.2
+"""Of the time: caches and arenas fill, and memory grows for good reasons."""
+MOST_MIB_PER_MINUTE = 1.0
+
+
+async def stream(session: aiohttp.ClientSession, url: str, request: dict[str, Any]) -> Sample:
+    """Stream one answer; a stream that does not end as it should has status 0."""
+    begun = time.perf_counter()
+    lines: list[bytes] = []
+    try:
+        async with session.post(
+            f"{url}/v1/chat/completions", json=request | {"stream": True}
+        ) as response:
+            status = response.status
+            served_by = response.headers.get(MODEL_HEADER, "")
+            async for line in response.content:
+                if line.strip():
+                    lines.append(line.strip())
+    except (aiohttp.ClientError, TimeoutError):
+        status, served_by = 0, ""
+    if status == 200 and (not lines or lines[-1] != b"data: [DONE]"):
+        status = 0
+    return Sample(time.perf_counter() - begun, status, served_by, "")
+
+
+async def soak(server: Server, registry: Registry, base: str, *, minutes: float) -> list[Case]:
+    """Load the server and return what came of it."""
+    models = [base, *NAMES]
+    request = {name: body(name, max_tokens=8) for name in models}
+    texts = {}
+    for name in NAMES:
+        for version in range(1, VERSIONS + 1):
+            model = f"{name}@v{version}"
+            (found,) = await load(server.url, [request[name] | {"model": model}], clients=1)
+            texts[model] = found.text
+    samples: list[Sample] = []
+    memory: list[tuple[float, float, float]] = []
+    begun = time.monotonic()
+    end = begun + 60 * minutes
+
+    async def client(session: aiohttp.ClientSession, turns: itertools.count[int]) -> None:
+        while time.monotonic() < end:
+            turn = next(turns)
+            # Five are no multiple of four: every name is asked whole and streamed.
+            kind = stream if turn % 5 == 0 else ask
+            samples.append(await kind(session, server.url, request[models[turn % len(models)]]))
+
+    async def follow() -> None:
+        swaps = 0
+        while (left := end - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, SWAP_EVERY_S))
+            name = NAMES[swaps % len(NAMES)]
+            version = registry.aliases(name)["prod"] % VERSIONS + 1
+            await asyncio.to_thread(registry.promote, name, version)
+            swaps += 1
+            held = await asyncio.to_thread(server.memory_mib)
+            minute = (time.monotonic() - begun) / 60
+            memory.append((minute, held["gateway"], held["replica"]))
+            failed = sum(sample.status != 200 for sample in samples)
+            print(
+                f"minute {minute:.1f}: {len(samples)} requests, {failed} failed, gateway "
+                f"{held['gateway']:.0f} MiB, replica {held['replica']:.0f} MiB",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:
+        turns = itertools.count()
+        await asyncio.gather(follow(), *(client(session, turns) for _ in range(CLIENTS)))
+    failed = sum(sample.status != 200 for sample in samples)
+    wrong = sum(another_answered(sample, texts) for sample in samples if sample.text)
+    if len(set(texts.values())) < len(texts):
+        raise SystemExit("two adapters answer alike: the soak could not tell them apart")
+    latencies = [sample.latency_s for sample in samples]
+    cases = [
+        for_comparison("requests", len(samples), unit="requests"),
+        for_comparison("alias moves", len(memory), unit="moves"),
+        for_comparison("P90", float(np.quantile(latencies, 0.9)), unit="s"),
+        at_most("requests that failed", failed, unit="requests", target=0),
+        at_most("answers of a wrong version", wrong, unit="answers", target=0),
+    ]
+    return [*cases, *slopes(memory, minutes=minutes)]
+
+
+def slopes(memory: list[tuple[float, float, float]], *, minutes: float) -> list[Case]:
+    """Growth of both processes after the warm-up, MiB a minute, by least squares.
+
+    `memory` has rows of (minute, gateway MiB, replica MiB).
+    """
+    late = np.array([row for row in memory if row[0] > WARM_SHARE * minutes])
+    if len(late) < 3:
+        return []
+    return [
+        at_most(
+            f"memory of the {what}",
+            float(np.polyfit(late[:, 0], late[:, column], 1)[0]),
+            unit="MiB/min",
+            target=MOST_MIB_PER_MINUTE,
+        )
+        for column, what in ((1, "gateway"), (2, "replica"))
+    ]
+
+
+def main() -> None:
+    """Soak, print the table, exit with 1 if a target is missed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = Path(".cache/models/SmolLM2-135M-Instruct")
+    parser.add_argument("--model", type=Path, default=default)
+    parser.add_argument("--minutes", type=float, default=30)
+    options = parser.parse_args()
+    model = options.model.absolute()
+    with tempfile.TemporaryDirectory(prefix="distillery-bench-") as name:
+        folder = Path(name)
+        registry = Registry(str(folder / "registry"))
+        for adapter in NAMES:
+            publish_random(registry, adapter, model, folder, count=VERSIONS)
+            registry.promote(adapter, 1)
+        start = lambda: Server(  # noqa: E731
+            "ours", folder, model=str(model), registry=registry.store.root, max_loras=6
+        )
+        with running(start) as (server,):
+            cases = asyncio.run(soak(server, registry, model.name, minutes=options.minutes))
+    sys.exit(report("soak", cases))
+
+
+if __name__ == "__main__":
+    main()
