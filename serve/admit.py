@@ -48,6 +48,20 @@ class Admission:
     reserved_tokens: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     settled: bool = False
+    used: Usage = field(default_factory=Usage)
+    """Tokens of all answers that replicas gave for it, those that were refused included."""
+    teacher_tokens: int = 0
+    teacher_usd: float = 0.0
+
+    def count(self, usage: Usage) -> None:
+        """Count a replica's answer."""
+        self.used.prompt_tokens += usage.prompt_tokens
+        self.used.completion_tokens += usage.completion_tokens
+
+    def count_teacher(self, *, tokens: int, usd: float) -> None:
+        """Count what a teacher was paid in its place."""
+        self.teacher_tokens += tokens
+        self.teacher_usd += usd
 
     @property
     def key_id(self) -> str:
@@ -142,14 +156,15 @@ class Door:
             headers=limits.headers(),
         )
 
-    def charge(self, admission: Admission, usage: Usage) -> None:
-        """Count what an answered request used."""
-        tokens = usage.prompt_tokens + usage.completion_tokens
-        usd = 0.0
+    def charge(self, admission: Admission) -> None:
+        """Count what a request used, whatever became of it; what was set aside is given back."""
+        used = admission.used
+        usd = admission.teacher_usd
         if self._price is not None:
-            usd = self._price.request_usd(
-                prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
+            usd += self._price.request_usd(
+                prompt_tokens=used.prompt_tokens, completion_tokens=used.completion_tokens
             )
+        tokens = used.prompt_tokens + used.completion_tokens + admission.teacher_tokens
         self._settle(admission, Spent(requests=1, tokens=tokens, usd=usd))
 
     def charge_left(self, admission: Admission, *, num_events: int) -> None:
@@ -157,12 +172,8 @@ class Door:
 
         The engine's own count is lost with the answer, and leaving early must not be free.
         """
-        used = Usage(prompt_tokens=admission.prompt_tokens, completion_tokens=num_events)
-        self.charge(admission, used)
-
-    def refund(self, admission: Admission) -> None:
-        """Give back what was set aside for a request that got no answer."""
-        self._settle(admission, Spent(requests=1))
+        admission.count(Usage(prompt_tokens=admission.prompt_tokens, completion_tokens=num_events))
+        self.charge(admission)
 
     def _settle(self, admission: Admission, spent: Spent) -> None:
         if admission.key is None or admission.settled:

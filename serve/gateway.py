@@ -427,6 +427,7 @@ class Gateway:
                 payload,
                 first,
                 ask=lambda changed: self._ask(call, changed),
+                on_teacher=call.admission.count_teacher,
                 seconds_left=lambda: max(0.0, self._config.request_timeout_s - call.elapsed_s),
             )
         finally:
@@ -449,6 +450,7 @@ class Gateway:
         )
         if status != 200:
             raise self._replica_error(call, content)
+        call.admission.count(usage)
         return ReplicaAnswer(content, usage)
 
     async def _begin_stream(self, call: _Call) -> Response:
@@ -498,6 +500,7 @@ class Gateway:
                 call.checked = await self._quality.looked_at(
                     call.labels, call.route, call.request.payload, usage
                 )
+            call.admission.count(usage or Usage())
             self._answered(call, usage=usage or Usage(), ttft_s=ttft_s)
         except (asyncio.CancelledError, GeneratorExit):
             self._failed(call, client_left())
@@ -559,7 +562,7 @@ class Gateway:
 
     def _answered(self, call: _Call, *, usage: Usage, ttft_s: float | None) -> None:
         latency_s = call.elapsed_s
-        self._door.charge(call.admission, usage)
+        self._door.charge(call.admission)
         self._metrics.answered(
             call.labels,
             latency_s=latency_s,
@@ -578,7 +581,7 @@ class Gateway:
         if error.kind in UNFINISHED:
             self._door.charge_left(call.admission, num_events=call.num_events)
         else:
-            self._door.refund(call.admission)
+            self._door.charge(call.admission)
         self._write(call, status=error.status, latency_s=call.elapsed_s, usage=Usage(), ttft_s=None)
 
     def _write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.storage import Store
 from serve.errors import refused_answer
@@ -51,6 +51,13 @@ class ReplicaAnswer:
 
 
 AskReplica = Callable[[dict[str, Any]], Awaitable[ReplicaAnswer]]
+
+
+class CountTeacher(Protocol):
+    """Told what a teacher was paid for a request."""
+
+    def __call__(self, *, tokens: int, usd: float) -> None:
+        """Count it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +151,12 @@ class QualityGate:
         *,
         ask: AskReplica,
         seconds_left: Callable[[], float],
+        on_teacher: CountTeacher,
     ) -> Checked:
         """Check a replica's answer and take the model's steps if it fails.
 
-        ApiError (502) when nothing passes and the model is to refuse then.
+        `on_teacher` is told what the teacher was paid, if it was asked. ApiError (502) when nothing
+        passes and the model is to refuse then.
         """
         assurance = self._assurances.get(labels["adapter"])
         if assurance is None or not is_checkable(route, payload):
@@ -167,6 +176,10 @@ class QualityGate:
             seconds_left=seconds_left,
         )
         self._count(labels, assured)
+        if assured.usd or assured.teacher is not None:
+            taught = assured.teacher
+            tokens = taught.prompt_tokens + taught.completion_tokens if taught is not None else 0
+            on_teacher(tokens=tokens, usd=assured.usd)
         if not assured.passed and assurance.config.otherwise == "refuse":
             raise refused_answer(assured.reason)
         return self._served(labels["adapter"], route, assured)

@@ -162,10 +162,12 @@ def test_tokens_a_minute_are_set_aside_and_settled_by_what_was_used(tmp_path: Pa
         first = door.admit(key, request(max_tokens=700))
         assert remaining(first.headers) == pytest.approx(200, abs=5)
         assert refusal(lambda: door.admit(key, request(max_tokens=700))).kind == "rate_limit_tokens"
-        door.charge(first, Usage(prompt_tokens=90, completion_tokens=10))
+        first.count(Usage(prompt_tokens=90, completion_tokens=10))
+        door.charge(first)
         second = door.admit(key, request(max_tokens=700))
         assert remaining(second.headers) == pytest.approx(100, abs=5)
-        door.refund(second)
+        door.charge(second)  # it got no answer
+        assert remaining(door.admit(key, request(max_tokens=1)).headers) > 700
         # More than a minute's worth is let in when nothing else is.
         _, fresh = new_key("team b", tokens_per_minute=1000)
         whole = door.admit(fresh, request(max_tokens=900_000))
@@ -180,8 +182,9 @@ def test_the_daily_quota_counts_real_usage_and_survives_a_restart(tmp_path: Path
 
     def use(door: Door) -> None:
         admitted = door.admit(key, request())
-        door.charge(admitted, Usage(prompt_tokens=500, completion_tokens=100))
-        door.charge(admitted, Usage(prompt_tokens=500, completion_tokens=100))  # counts once
+        admitted.count(Usage(prompt_tokens=500, completion_tokens=100))
+        door.charge(admitted)
+        door.charge(admitted)  # counts once
 
     def check_last(door: Door) -> None:
         error = refusal(lambda: door.admit(key, request()))
@@ -201,7 +204,8 @@ def test_dollars_are_counted_by_the_price_and_refused_without_one(tmp_path: Path
     def check(door: Door) -> None:
         admitted = door.admit(key, request())
         # 200 tokens at 1 dollar and 400 at 2 dollars a million.
-        door.charge(admitted, Usage(prompt_tokens=200, completion_tokens=400))
+        admitted.count(Usage(prompt_tokens=200, completion_tokens=400))
+        door.charge(admitted)
         assert refusal(lambda: door.admit(key, request())).kind == "quota_usd"
 
     with_door(tmp_path, check)
@@ -210,6 +214,25 @@ def test_dollars_are_counted_by_the_price_and_refused_without_one(tmp_path: Path
         lambda door: refusal(lambda: door.admit(key, request())).message.index("serve.price"),
         price=None,
     )
+
+
+def test_answers_that_were_refused_and_the_teachers_dollars_are_paid_too(tmp_path: Path) -> None:
+    _, key = new_key("team a", usd_per_day=0.01, tokens_per_day=1000)
+    KeyFile(str(tmp_path)).add(key)
+
+    def check(door: Door) -> None:
+        repaired = door.admit(key, request())
+        repaired.count(Usage(prompt_tokens=200, completion_tokens=100))
+        repaired.count(Usage(prompt_tokens=300, completion_tokens=100))
+        door.charge(repaired)
+        taught = door.admit(key, request())
+        taught.count(Usage(prompt_tokens=100, completion_tokens=50))
+        taught.count_teacher(tokens=100, usd=0.009)
+        door.charge(taught)
+        # 950 of 1,000 tokens; 600 at 1 dollar and 250 at 2 a million are another 0.0011 dollars.
+        assert refusal(lambda: door.admit(key, request())).kind == "quota_usd"
+
+    with_door(tmp_path, check)
 
 
 def test_a_client_that_leaves_early_pays_for_what_it_saw(tmp_path: Path) -> None:
