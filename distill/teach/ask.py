@@ -148,7 +148,7 @@ def _ask_api(
     ).map_batches(
         AskingWorker,
         fn_constructor_args=(
-            Asked(str(task.folder), config, str(cache), payer, run_blocks(), budget),
+            Asked(str(task.folder), config, str(cache), payer, actors, run_blocks(), budget),
         ),
         batch_size=None,
         batch_format="numpy",

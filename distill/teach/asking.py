@@ -30,6 +30,8 @@ class Asked:
     """Folder of the journal."""
     payer: str
     """The run that pays; it stands in every line."""
+    workers: int
+    """How many ask beside each other."""
     blocks: Any
     """Handle of the run's `Blocks`."""
     budget: Any = None
@@ -55,9 +57,9 @@ class AskingWorker:
         self._gate: Gate = asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
 
     async def _open(self) -> Gate:
-        config = self._asked.teacher
+        config, workers = self._asked.teacher, self._asked.workers
         limits = Limits(config.concurrency, config.requests_per_minute, config.tokens_per_minute)
-        sync = cluster_limit(config.model, limits, api_base=config.api_base)
+        sync = cluster_limit(config.model, limits, api_base=config.api_base, workers=workers)
         return await Gate(sync).__aenter__()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,8 @@ BURST_S = 2.0
 """A rate a minute may be used up ahead by so many seconds, not by a whole minute."""
 FORGET_S = 5.0
 """A worker that has not asked for so long is gone; its share goes to the others."""
+EXPECT_S = 30.0
+"""How long the shares of workers that are still starting are kept for them."""
 SYNC_S = 0.25
 """How often a worker asks."""
 PACE = 1.25
@@ -102,11 +104,17 @@ class SharedLimit:
         self._started = self._throttled = 0
         self._retry_after_s = 0.0
         self._seen: dict[str, _Worker] = {}
+        self._expected, self._expected_until = 0, now
         self._requests = _Bucket(limits.requests_per_minute, now)
         self._tokens = _Bucket(limits.tokens_per_minute, now)
 
-    def configure(self, limits: Limits) -> None:
-        """Take other limits from now on; the concurrency that was found stays if it fits."""
+    def configure(self, limits: Limits, *, workers: int = 0) -> None:
+        """Take other limits from now on; the concurrency that was found stays if it fits.
+
+        So many `workers` will ask: the first of them does not get what is for all.
+        """
+        if workers and not self._expected_until > self._clock():
+            self._expected, self._expected_until = workers, self._clock() + EXPECT_S
         if limits != self.limits:
             self.limits = limits
             self.concurrency = min(self.concurrency, float(limits.concurrency))
@@ -157,10 +165,13 @@ class SharedLimit:
         What others may have in flight until they ask again is not handed out a second time.
         """
         limit = left = max(1, int(self.concurrency))
+        starting = 0
+        if self._clock() < self._expected_until:
+            starting = max(0, self._expected - len(self._seen))
         wanting = sorted((seen.demand, name) for name, seen in self._seen.items() if seen.demand)
         share = 0
         for position, (demand, name) in enumerate(wanting):
-            fair = min(demand, -(-left // (len(wanting) - position)))
+            fair = min(demand, -(-left // (len(wanting) + starting - position)))
             if name == worker:
                 others = sum(seen.held for n, seen in self._seen.items() if n != worker)
                 share = max(0, min(fair, limit - others))

@@ -56,9 +56,9 @@ class Blocks:
 
 
 def cluster_limit(
-    model: str, limits: Limits, *, api_base: str | None
+    model: str, limits: Limits, *, api_base: str | None, workers: int
 ) -> Callable[[Report], Awaitable[Share]]:
-    """Return this worker's way to the limit of `model`, made by whoever asks first.
+    """Return this worker's way to the limit of `model`, made by whoever of `workers` asks first.
 
     The actor belongs to no job, so that jobs that ask one model share its limits; what the last
     one to start has configured holds for all.
@@ -75,7 +75,7 @@ def cluster_limit(
         )
         .remote(limits)
     )
-    actor.configure.remote(limits)
+    actor.configure.remote(limits, workers=workers)
     worker = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     async def sync(report: Report) -> Share:

@@ -1,11 +1,12 @@
 """The online side, against a bare vLLM server and stock Ray Serve LLM, in turns in one run.
 
-    python -m jobs.bench.serving [--only throughput hop promote swaps capacity] [--rounds N]
+    python -m jobs.bench.serving [--only PART ...] [--rounds N]
 
 throughput   8 clients, 93 tokens in and 32 out: requests a second and P90, all sides in turns
 hop          gateway and handle without a model
 promote      promote to served everywhere, under load: seconds, failures, wrong versions
 swaps        100 swaps, and 50 adapters through 4 slots: memory and wrong answers
+malformed    10,000 wrong requests: answers of 5xx, stack traces, files touched
 capacity     the simulator's P90 against the observed one
 """
 
@@ -24,6 +25,7 @@ import aiohttp
 import numpy as np
 
 from cluster.registry import Registry
+from jobs.bench import malformed
 from jobs.bench.capacity import compare
 from jobs.bench.report import Case, at_least, at_most, for_comparison, report
 from jobs.bench.served import (
@@ -207,6 +209,28 @@ async def _swaps(server: Server, registry: Registry) -> list[Case]:
     ]  # fmt: skip
 
 
+def malformed_requests(model: str, folder: Path, *, count: int = 10_000) -> list[Case]:
+    """Send what no server should fall over."""
+    registry = Registry(str(folder / "registry"))
+    publish_random(registry, "reconcile", Path(model), folder, count=1)
+    registry.promote("reconcile", 1)
+    start = lambda: Server(  # noqa: E731
+        "ours", folder, model=model, registry=str(folder / "registry")
+    )
+    with running(start) as (server,):
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+        outcome = malformed.send(server.url, count=count, seed=1)
+        after = {path: path.stat().st_mtime_ns for path in before if path.exists()}
+    log = {path for path in before if path.suffix == ".log"}
+    touched = sum(before[path] != after.get(path) for path in before.keys() - log)
+    print(f"malformed: {dict(sorted(outcome.statuses.items()))}", file=sys.stderr, flush=True)
+    return [
+        for_comparison("malformed requests", outcome.statuses.total(), unit="requests"),
+        at_most("answers of 5xx or with a stack trace", len(outcome.bad), unit="answers", target=0),
+        at_most("files of the registry touched", touched, unit="files", target=0),
+    ]
+
+
 def capacity(model: str, folder: Path) -> list[Case]:
     """What `distillery capacity` predicts against what a replica does."""
     start = lambda: Server(  # noqa: E731
@@ -232,6 +256,7 @@ def main() -> None:
         "hop": lambda folder: hop(folder, rounds=5),
         "promote": lambda folder: promote(model, folder, rounds=options.rounds),
         "swaps": lambda folder: swaps(model, folder),
+        "malformed": lambda folder: malformed_requests(model, folder),
         "capacity": lambda folder: capacity(model, folder),
     }
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))

@@ -56,6 +56,20 @@ def test_workers_that_begin_one_after_the_other_never_have_more_in_flight_than_a
     assert in_flight == {"a": 4, "b": 4, "c": 4}
 
 
+def test_the_first_worker_does_not_get_what_is_for_all_of_them():
+    limit, clock = shared(concurrency=256)
+    for worker in "abcd":
+        limit.configure(limit.limits, workers=4)
+        clock.now += 3
+        assert limit.sync(worker, Report(demand=256)).concurrency == 64
+    # Those that never come are not waited for.
+    limit, clock = shared(concurrency=256)
+    limit.configure(limit.limits, workers=4)
+    assert limit.sync("a", Report(demand=256)).concurrency == 64
+    clock.now += 31
+    assert limit.sync("a", Report(demand=256, in_flight=64)).concurrency == 256
+
+
 def test_refusals_shrink_it_pause_it_and_answers_let_it_grow_back():
     limit, clock = shared(concurrency=100)
     clock.now = 1.5

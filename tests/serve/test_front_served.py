@@ -6,13 +6,11 @@ One Ray and one deployment for all tests of the module; they run in the order th
 from __future__ import annotations
 
 import json
-import random
 import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from schemathesis import GenerationMode
 from schemathesis.core.transport import Response as ApiResponse
 
 from cluster.registry import Registry
+from jobs.bench import malformed
 from jobs.client import api_client
 from serve import app
 from serve.config import ServeConfig
@@ -34,7 +33,7 @@ from serve.keys import KeyFile, new_key
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 QUESTION = [{"role": "user", "content": "Bank: ACME USD 12.50; ERP: none"}]
-MALFORMED = 3000
+MALFORMED = 1500
 
 
 @dataclass
@@ -340,116 +339,13 @@ def test_a_slow_head_and_a_slow_body_are_given_up_by_the_real_proxy(front: Front
     assert front.ask().status_code == 200
 
 
-def malformed(rng: random.Random) -> tuple[str, bytes, dict[str, str]]:
-    """One bad request: path, body, headers."""
-    names = [
-        "reconcile",
-        "reconcile@v1",
-        "../../etc/passwd",
-        "a/../b@v1",
-        "x\u0000y",
-        "",
-        "@",
-        "@v",
-        "reconcile@",
-        "reconcile@v-1",
-        "%2e%2e%2f",
-        "tiny-llama\n",
-        "💥" * 50,
-        "s3://x/y",
-    ]
-    values: list[Any] = [
-        None,
-        True,
-        -1,
-        0,
-        1.5,
-        10**18,
-        1e308,
-        "",
-        "x",
-        [],
-        {},
-        [[]],
-        [None],
-        {"": 1},
-        "\ud7ff",
-        [{"role": "user"}],
-        [{"role": 3, "content": []}],
-        "\u0000",
-    ]
-    fields = [
-        "messages",
-        "prompt",
-        "temperature",
-        "top_p",
-        "n",
-        "stop",
-        "logprobs",
-        "tools",
-        "seed",
-        "tool_choice",
-        "response_format",
-        "stream_options",
-        "structured_outputs",
-        "echo",
-        "logit_bias",
-        "top_k",
-        "user",
-        "max_completion_tokens",
-        "chat_template",
-        "documents",
-        "prompt_embeds",
-        "truncate_prompt_tokens",
-        "allowed_token_ids",
-        "bad_words",
-        "use_beam_search",
-        "vllm_xargs",
-        "suffix",
-        "reasoning_effort",
-        "stream",
-        "???",
-    ]
-    body: Any = {"model": rng.choice(names), "max_tokens": 1, "messages": QUESTION, "prompt": "x"}
-    path = rng.choice(["chat/completions", "completions"])
-    body.pop("prompt" if path.startswith("chat") else "messages")
-    for _ in range(rng.randrange(1, 4)):
-        body[rng.choice(fields)] = rng.choice(values)
-    data = bytearray(json.dumps(body).encode())
-    style = rng.randrange(4)
-    if style == 0:
-        for _ in range(rng.randrange(1, 5)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-    elif style == 1:
-        data = data[: rng.randrange(len(data))]
-    headers = {"x-request-id": rng.choice(["a", "../x", "é", "-", "x" * 3000, "%0d%0a"])}
-    if rng.random() < 0.1:
-        headers["content-type"] = rng.choice(["text/plain", "application/json; charset=x", "\\"])
-    if rng.random() < 0.1:
-        headers["serve_multiplexed_model_id"] = "../../etc"
-    return path, bytes(data), {k: v.encode("latin-1") for k, v in headers.items()}  # type: ignore[misc]
-
-
 def test_thousands_of_malformed_requests_are_wrong_requests(front: Front) -> None:
+    """`make bench-serve` sends more of them."""
     before = sorted(str(p) for p in Path(front.registry.store.root).rglob("*"))
-    rng = random.Random(7)
-    requests = [malformed(rng) for _ in range(MALFORMED)]
-    seen: dict[int, int] = {}
-    bad: list[Any] = []
-
-    def send(part: list[tuple[str, bytes, dict[str, str]]]) -> None:
-        with httpx.Client(base_url=f"{front.url}/v1/", timeout=150) as http:
-            for path, body, headers in part:
-                got = http.post(path, content=body, headers=headers | front.headers())
-                seen[got.status_code] = seen.get(got.status_code, 0) + 1
-                if got.status_code >= 500 or "Traceback" in got.text or ".py" in got.text:
-                    bad.append((path, body, got.status_code, got.text[:500]))
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(send, [requests[i::8] for i in range(8)]))
-    print(f"{MALFORMED} malformed requests: {dict(sorted(seen.items()))}")
-    assert not bad, "\n".join(map(str, bad))
-    assert sum(seen.values()) == MALFORMED
+    outcome = malformed.send(front.url, count=MALFORMED, seed=7, headers=front.headers())
+    print(f"{MALFORMED} malformed requests: {dict(sorted(outcome.statuses.items()))}")
+    assert outcome.bad == []
+    assert outcome.statuses.total() == MALFORMED
     assert sorted(str(p) for p in Path(front.registry.store.root).rglob("*")) == before
     assert front.ask().status_code == 200
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve.gateway import _overhead_s
+from serve.call import overhead_s
 from serve.observe import Usage, observe, observed
 from serve.quality.gate import Checked
 
@@ -67,7 +67,7 @@ def test_one_token_has_no_time_per_token_and_an_engine_without_statistics_says_n
 
 
 def overhead(usage: Usage, *, checked: Checked | None = None, ttft_s: float | None) -> float | None:
-    return _overhead_s(SimpleNamespace(checked=checked), usage, latency_s=1.0, ttft_s=ttft_s)  # type: ignore[arg-type]
+    return overhead_s(SimpleNamespace(checked=checked), usage, latency_s=1.0, ttft_s=ttft_s)  # type: ignore[arg-type]
 
 
 def test_the_gateways_part_is_what_the_replica_did_not_take() -> None:

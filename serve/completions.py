@@ -1,0 +1,243 @@
+"""The way of a completion: let in, routed, answered, checked, counted, logged."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from serve.admit import Door
+from serve.call import Call, overhead_s
+from serve.config import ServeConfig
+from serve.errors import ApiError, client_left, internal
+from serve.log_rows import row_maker
+from serve.metrics import GatewayMetrics, labels_of
+from serve.observe import Usage
+from serve.quality.answers import as_events, unstreamed
+from serve.quality.gate import QualityGate, ReplicaAnswer
+from serve.reading import read_body
+from serve.replicas import Replicas
+from serve.request_log import RequestLog
+from serve.requests import ApiRequest, check_size, parse_body, request_id_of
+from serve.routes import Routed, RouteTable
+from serve.split.running import Splits
+from serve.split.shadow import Shadows
+from serve.watcher import RegistryWatcher
+
+log = logging.getLogger("ray.serve")
+
+REQUEST_ID_HEADER = "x-request-id"
+EVENT_STREAM = "text/event-stream"
+UNFINISHED = ("client_closed", "timeout")
+"""Kinds of failures for which the engine had begun to work."""
+
+
+class Completions:
+    """Answers chat and text completions."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        replicas: Replicas,
+        door: Door,
+        table: RouteTable,
+        watcher: RegistryWatcher,
+        metrics: GatewayMetrics,
+        quality: QualityGate,
+        splits: Splits,
+        shadows: Shadows,
+        request_log: RequestLog | None,
+    ):
+        self._config = config
+        self._replicas = replicas
+        self._door = door
+        self._table = table
+        self._watcher = watcher
+        self._metrics = metrics
+        self._quality = quality
+        self._splits = splits
+        self._shadows = shadows
+        self._log = request_log
+
+    async def complete(self, route: str, http: Request) -> Response:
+        """Answer a request to `route`, `chat` or `completions`, whatever becomes of it."""
+        call = Call(route, request_id_of(http.headers.get(REQUEST_ID_HEADER)))
+        try:
+            call.request = await self._admit(call, http)
+            call.routed = await self._route(call)
+            call.labels = labels_of(call.target, route)
+            held = self._quality.holds(call.labels["adapter"], route, call.request.payload)
+            if call.request.stream and not held:
+                return await self._begin_stream(call)
+            return await self._answer_whole(call)
+        except ApiError as error:
+            self._failed(call, error)
+            return JSONResponse(
+                error.body, status_code=error.status, headers=call.headers | error.headers
+            )
+        except asyncio.CancelledError:
+            self._failed(call, client_left())
+            raise
+        except Exception:
+            log.exception("request %s failed", call.request_id)
+            ours = internal(call.request_id)
+            self._failed(call, ours)
+            return JSONResponse(ours.body, status_code=ours.status, headers=call.headers)
+
+    async def _admit(self, call: Call, http: Request) -> ApiRequest:
+        """Who asks, then what: a stranger's body is never read."""
+        config = self._config
+        key = self._door.authenticate(http.headers)
+        body = await read_body(
+            http, max_bytes=config.max_body_mb << 20, timeout_s=config.body_timeout_s
+        )
+        request = parse_body(body, max_bytes=config.max_body_mb << 20)
+        check_size(
+            request, max_prompt_chars=config.max_prompt_chars, max_choices=config.max_choices
+        )
+        call.admission = self._door.admit(key, request)
+        return request
+
+    async def _route(self, call: Call) -> Routed:
+        assert call.request is not None
+        model = call.request.model
+        # Whoever asks stays with one version for as long as a split lasts.
+        user = str(call.request.payload.get("user") or call.admission.key_id or call.request_id)
+        try:
+            return self._table.route(model, user=user)
+        except ApiError as error:
+            if error.kind != "unknown_model":
+                raise
+            # Published a moment ago? One look, shared by everyone who asks within it.
+            await self._watcher.refresh()
+            return self._table.route(model, user=user)
+
+    async def _answer_whole(self, call: Call) -> Response:
+        """Answer with a whole body; a stream that is checked first gets it as one burst."""
+        assert call.request is not None
+        payload = call.request.payload
+        self._metrics.begin(call.labels)
+        try:
+            first = await self._ask(call, unstreamed(payload))
+            checked = call.checked = await self._quality.checked(
+                call.labels,
+                call.route,
+                payload,
+                first,
+                ask=lambda changed: self._ask(call, changed),
+                on_teacher=call.admission.count_teacher,
+                seconds_left=lambda: max(0.0, self._config.request_timeout_s - call.elapsed_s),
+            )
+        finally:
+            self._metrics.end(call.labels)
+        self._answered(call, usage=checked.usage, ttft_s=checked.usage.ttft_s)
+        if not call.request.stream:
+            return Response(checked.content, media_type="application/json", headers=call.headers)
+        events = as_events(checked.content, call.route, payload)
+        return Response(
+            events, media_type=EVENT_STREAM, headers=call.headers | {"cache-control": "no-cache"}
+        )
+
+    async def _ask(self, call: Call, payload: dict[str, Any]) -> ReplicaAnswer:
+        assert call.target is not None
+        logprobs = self._quality.wants_logprob(call.target.adapter)
+        answer = await self._replicas.answer(call, payload, logprobs=logprobs)
+        call.admission.count(answer.usage)
+        return answer
+
+    async def _begin_stream(self, call: Call) -> Response:
+        """Wait for the first event before the status is sent: an error then has its own status."""
+        self._metrics.begin(call.labels)
+        try:
+            first, events = await self._replicas.begin_stream(call)
+        except BaseException:
+            self._metrics.end(call.labels)
+            raise
+        ttft_s = call.elapsed_s
+        return StreamingResponse(
+            self._rest_of_stream(call, first=first, events=events, ttft_s=ttft_s),
+            media_type=EVENT_STREAM,
+            headers=call.headers | {"cache-control": "no-cache"},
+        )
+
+    async def _rest_of_stream(
+        self, call: Call, *, first: Any, events: Any, ttft_s: float
+    ) -> AsyncIterator[bytes]:
+        usage: Usage | None = None
+        deadline_s = self._config.request_timeout_s
+        try:
+            yield first
+            async with asyncio.timeout(max(0.0, deadline_s - call.elapsed_s)):
+                async for item in events:
+                    if isinstance(item, Usage):
+                        usage = item
+                    else:
+                        call.num_events += item.count(b"data: ")
+                        yield item
+            if usage is not None and call.request is not None:
+                call.checked = await self._quality.looked_at(
+                    call.labels, call.route, call.request.payload, usage
+                )
+            call.admission.count(usage or Usage())
+            self._answered(call, usage=usage or Usage(), ttft_s=ttft_s)
+        except (asyncio.CancelledError, GeneratorExit):
+            self._failed(call, client_left())
+            raise
+        except Exception as error:
+            # The status is sent already: the error can only be an event, and the stream ends.
+            known = self._replicas.known_error(error, call)
+            self._failed(call, known)
+            yield b"data: " + json.dumps(known.body).encode() + b"\n\n"
+        finally:
+            self._metrics.end(call.labels)
+            if usage is None:
+                events.cancel()
+
+    def _answered(self, call: Call, *, usage: Usage, ttft_s: float | None) -> None:
+        latency_s = call.elapsed_s
+        self._door.charge(call.admission)
+        self._metrics.answered(
+            call.labels,
+            latency_s=latency_s,
+            ttft_s=ttft_s,
+            usage=usage,
+            overhead_s=overhead_s(call, usage, latency_s=latency_s, ttft_s=ttft_s),
+        )
+        self._splits.observe(call.routed, latency_s=latency_s, checked=call.checked)
+        self._write(call, status=200, latency_s=latency_s, usage=usage, ttft_s=ttft_s)
+        if call.request is not None:
+            self._shadows.copy(call.routed, call.route, call.request.payload)
+
+    def _failed(self, call: Call, error: ApiError) -> None:
+        self._metrics.failed(call.labels, status=error.status, kind=error.kind)
+        self._splits.observe(call.routed, latency_s=None, error_kind=error.kind)
+        if error.kind in UNFINISHED:
+            self._door.charge_left(call.admission, num_events=call.num_events)
+        else:
+            self._door.charge(call.admission)
+        self._write(call, status=error.status, latency_s=call.elapsed_s, usage=Usage(), ttft_s=None)
+
+    def _write(
+        self, call: Call, *, status: int, latency_s: float, usage: Usage, ttft_s: float | None
+    ) -> None:
+        if self._log is None or call.request is None:
+            return
+        checked = call.checked
+        row = row_maker(
+            call.request.payload,
+            request_id=call.request_id,
+            model_answered=call.target.served_name if call.target else "",
+            route=call.route,
+            usage=usage,
+            status=status,
+            latency_s=latency_s,
+            ttft_s=ttft_s,
+            checked=checked,
+        )
+        self._log.add(row, always=checked is not None and checked.is_pair)
