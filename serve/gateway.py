@@ -104,7 +104,14 @@ class Gateway:
         # By value, a call goes to the replica's own gRPC server and not through Ray's object store:
         # half the work. Within a request of Serve's proxy Ray 2.60 would not unpickle the answer.
         by = replicas.options(_by_reference=not config.is_direct)
-        answer = by.options(method_name="answer")
+        self._table = RouteTable(base_name)
+        # A refused adapter is known from now on: it leaves /v1/models and is not tried again.
+        asked = Replicas(
+            answer=by.options(method_name="answer"),
+            stream=by.options(method_name="stream", stream=True),
+            timeout_s=config.request_timeout_s,
+            on_refused=self._table.refused.__setitem__,
+        )
         self._created = int(time.time())
         self._pages = ApiPages(replicas, with_keys=bool(config.keys))
         self._door = Door(config, price=price_of(config, base_name))
@@ -129,7 +136,6 @@ class Gateway:
             if config.request_log
             else None
         )
-        self._table = RouteTable(base_name)
 
         async def load(model_id: str) -> list[str | None]:
             return await call_every_replica(replicas, "load_adapter", model_id)
@@ -143,7 +149,7 @@ class Gateway:
         registry = Registry(registry_uri)
         self._splits = Splits(registry, self._table)
         shadows = Shadows(
-            answer,
+            asked,
             table=self._table,
             metrics=self._metrics,
             quality=self._quality,
@@ -162,15 +168,9 @@ class Gateway:
             on_swap=self._metrics.swapped,
         )
 
-        # A refused adapter is known from now on: it leaves /v1/models and is not tried again.
         self._completions = Completions(
             config,
-            replicas=Replicas(
-                answer=answer,
-                stream=by.options(method_name="stream", stream=True),
-                timeout_s=config.request_timeout_s,
-                on_refused=self._table.refused.__setitem__,
-            ),
+            replicas=asked,
             door=self._door,
             table=self._table,
             watcher=self._watcher,

@@ -27,6 +27,7 @@ from serve.engine_errors import explain_engine_error, prompt_length
 from serve.errors import ApiError, internal, refused_model
 from serve.fields import check_fields
 from serve.gather import gathered
+from serve.holders import announce
 from serve.metrics import repeat, resident_gauge
 from serve.observe import Usage, observe, observed
 from serve.recent import RecentLatencies
@@ -64,6 +65,7 @@ class ModelReplica(LLMServer):
         self._paths: dict[str, Path] = {}
         self._recent = RecentLatencies()
         self._residents = Residents(limit=max_resident, load=self._load, unload=self._unload)
+        self._announced: set[str] = set()
         self._telling: asyncio.Task[None] | None = None
         engine_cls = None
         if on_cpu:
@@ -85,14 +87,21 @@ class ModelReplica(LLMServer):
             max_rank=self._max_rank,
             cache=self._cache,
         )
-        set_residents = resident_gauge()
-        self._telling = asyncio.create_task(repeat(lambda: set_residents(len(self._residents.ids))))
+        self._set_residents = resident_gauge()
+        self._telling = asyncio.create_task(repeat(self._tell))
         engine_s = time.monotonic() - started
         await self._warm(None)
         for model_id in await asyncio.to_thread(self._aliased):
             if reason := await self.load_adapter(model_id):
                 log.error("%s is not served: %s", model_id, reason)
         log.info("engine up after %.1f s, warm %.1f s", engine_s, time.monotonic() - started)
+
+    def _tell(self) -> None:
+        ids = self._residents.ids
+        self._set_residents(len(ids))
+        if set(ids) != self._announced:
+            self._announced = set(ids)
+            announce(ids)
 
     async def _start_engine(self) -> None:
         # Ray's own would also start a process that imports vLLM, to send usage statistics.

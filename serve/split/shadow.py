@@ -14,6 +14,7 @@ from serve.log_rows import row_maker
 from serve.metrics import GatewayMetrics, labels_of
 from serve.quality.answers import unstreamed
 from serve.quality.gate import Checked, QualityGate
+from serve.replicas import Replicas
 from serve.request_log import RequestLog
 from serve.routes import Routed, RouteTable
 from serve.split.running import Splits
@@ -30,7 +31,7 @@ class Shadows:
 
     def __init__(
         self,
-        answer: Any,
+        replicas: Replicas,
         *,
         table: RouteTable,
         metrics: GatewayMetrics,
@@ -38,8 +39,7 @@ class Shadows:
         splits: Splits,
         request_log: RequestLog | None,
     ):
-        """`answer` is the replicas' method handle."""
-        self._answer = answer
+        self._replicas = replicas
         self._table = table
         self._metrics = metrics
         self._quality = quality
@@ -69,7 +69,8 @@ class Shadows:
         status, kind, checked, latency_s = 500, "internal", None, None
         try:
             logprobs = self._quality.wants_logprob(target.adapter)
-            status, content, usage = await self._answer.remote(
+            answer, _ = self._replicas.handles(target.model_id)
+            status, content, usage = await answer.remote(
                 route, unstreamed(payload), target.model_id, request_id, logprobs
             )
             latency_s = time.perf_counter() - started

@@ -16,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from cluster.monitoring import kubernetes
 from cluster.session import PROXY_ENV
 from jobs.config import RunConfig, load_run_config
 from jobs.serve_app import ServeArgs
@@ -240,6 +241,10 @@ def test_every_ray_pod_is_scraped_and_gets_the_generated_config(overlay: Path) -
             volumes = {v["name"]: v for v in group["template"]["spec"]["volumes"]}
             assert volumes["config"]["configMap"]["name"] == generated
             assert container(group)["image"].rpartition(":")[2].startswith("0.1.0-")
+
+
+def test_the_operators_rules_are_those_of_prometheus() -> None:
+    assert kubernetes.FILE.read_text() == kubernetes.prometheus_rule()
 
 
 def test_the_job_runs_on_the_cluster_beside_it() -> None:
