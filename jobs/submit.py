@@ -16,6 +16,9 @@ from cluster.errors import ConfigError, PrerequisiteError
 from distill.train.config import TrainConfig
 from jobs.config import RunConfig, load_run_config
 
+AGENT_S = 240
+"""A head on a busy machine has taken more than a minute and a half to get its agent."""
+
 # What a job does not need, as .gitignore patterns; the rest of the folder travels with it.
 EXCLUDED = [
     "/.venv", "/.git", "/.cache", "/runs", "/registry", "/build", "/tests", "/docs",
@@ -84,12 +87,21 @@ def _send_token_if_there_is_one() -> None:
 
 def _once_an_agent_runs(submit: Callable[..., str], **job: Any) -> str:
     """Submit; a head that was just started says for a while that it has no agent for jobs yet."""
-    from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_fixed
+    from tenacity import RetryCallState, retry, retry_if_exception_message, stop_after_delay
+    from tenacity.wait import wait_fixed
+
+    def tell(state: RetryCallState) -> None:
+        if state.attempt_number == 1:
+            print(
+                f"the cluster has no agent for jobs yet, waiting for up to {AGENT_S} s",
+                file=sys.stderr,
+            )
 
     patient = retry(
         retry=retry_if_exception_message(match="(?s).*No available agent"),
-        stop=stop_after_delay(90),
+        stop=stop_after_delay(AGENT_S),
         wait=wait_fixed(2),
+        before_sleep=tell,
         reraise=True,
     )
     return str(patient(submit)(**job))

@@ -90,7 +90,7 @@ def head():
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_submitted_run_writes_where_it_was_told_and_returns_its_exit_code(head, tmp_path):
     flags = ["--run.root", str(tmp_path / "runs"), "--registry.uri", str(tmp_path / "registry")]
     base = [sys.executable, "-m", "jobs.cli", "submit", "jobs/runs/smoke.toml", "--address", head]
