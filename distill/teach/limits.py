@@ -330,10 +330,10 @@ class Gate:
             requests_left=self._share.requests,
             tokens_left=self._share.tokens,
         )
-        # Nothing begins on what has been given back while the answer is on its way; what has no
-        # limit is not given back.
+        # Nothing begins on what has been given back while the answer is on its way, nor are there
+        # ever more in flight than was reported; what has no limit is not given back.
         self._share = Share(
-            self._share.concurrency,
+            min(self._share.concurrency, self._in_flight),
             requests=inf if self._share.requests == inf else 0,
             tokens=inf if self._share.tokens == inf else 0,
         )
