@@ -134,6 +134,14 @@ def running(*starts: Callable[[], Server]) -> Iterator[list[Server]]:
             server.close()
 
 
+@contextmanager
+def ours(model: str, folder: Path, **setup: Any) -> Iterator[Server]:
+    """Our gateway and one replica over the registry in `folder`."""
+    registry = str(folder / "registry")
+    with running(lambda: Server("ours", folder, model=model, registry=registry, **setup)) as (one,):
+        yield one
+
+
 def publish_random(registry: Registry, name: str, model: Path, folder: Path, *, count: int) -> None:
     """Publish random adapters of rank 8 with non-zero B on all linear layers."""
     import torch

@@ -36,6 +36,7 @@ from jobs.bench.served import (
     ask,
     body,
     load,
+    ours,
     publish_random,
     running,
 )
@@ -109,10 +110,7 @@ def promote(model: str, folder: Path, *, rounds: int) -> list[Case]:
     registry = Registry(str(folder / "registry"))
     publish_random(registry, "swapped", Path(model), folder, count=2)
     registry.promote("swapped", 1)
-    start = lambda: Server(  # noqa: E731
-        "ours", folder, model=model, registry=str(folder / "registry")
-    )
-    with running(start) as (server,):
+    with ours(model, folder) as server:
         return asyncio.run(_promote(server, registry, swaps=max(4, rounds)))
 
 
@@ -165,10 +163,7 @@ def swaps(model: str, folder: Path) -> list[Case]:
     registry = Registry(str(folder / "registry"))
     publish_random(registry, "many", Path(model), folder, count=50)
     registry.promote("many", 1)
-    start = lambda: Server(  # noqa: E731
-        "ours", folder, model=model, registry=str(folder / "registry"), max_loras=4
-    )
-    with running(start) as (server,):
+    with ours(model, folder, max_loras=4) as server:
         return asyncio.run(_swaps(server, registry))
 
 
@@ -214,10 +209,7 @@ def malformed_requests(model: str, folder: Path, *, count: int = 10_000) -> list
     registry = Registry(str(folder / "registry"))
     publish_random(registry, "reconcile", Path(model), folder, count=1)
     registry.promote("reconcile", 1)
-    start = lambda: Server(  # noqa: E731
-        "ours", folder, model=model, registry=str(folder / "registry")
-    )
-    with running(start) as (server,):
+    with ours(model, folder) as server:
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
         outcome = malformed.send(server.url, count=count, seed=1)
         after = {path: path.stat().st_mtime_ns for path in before if path.exists()}
@@ -233,10 +225,7 @@ def malformed_requests(model: str, folder: Path, *, count: int = 10_000) -> list
 
 def capacity(model: str, folder: Path) -> list[Case]:
     """What `distillery capacity` predicts against what a replica does."""
-    start = lambda: Server(  # noqa: E731
-        "ours", folder, model=model, registry=str(folder / "registry")
-    )
-    with running(start) as (server,):
+    with ours(model, folder) as server:
         return compare(server.url, Path(model).name)
 
 

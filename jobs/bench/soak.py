@@ -29,8 +29,8 @@ from jobs.bench.served import (
     ask,
     body,
     load,
+    ours,
     publish_random,
-    running,
 )
 
 NAMES = ("alpha", "beta", "gamma")
@@ -155,10 +155,7 @@ def main() -> None:
         for adapter in NAMES:
             publish_random(registry, adapter, model, folder, count=VERSIONS)
             registry.promote(adapter, 1)
-        start = lambda: Server(  # noqa: E731
-            "ours", folder, model=str(model), registry=registry.store.root, max_loras=6
-        )
-        with running(start) as (server,):
+        with ours(str(model), folder, max_loras=len(NAMES) * VERSIONS) as server:
             cases = asyncio.run(soak(server, registry, model.name, minutes=options.minutes))
     sys.exit(report("soak", cases))
 
