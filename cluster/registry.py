@@ -27,6 +27,8 @@ from cluster.errors import RegistryError
 from cluster.storage import Store, file_digest, folder_digests
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+ANY_VERSION = -1
+"""Wherever an alias is, it may be moved."""
 MANIFEST = "manifest.json"
 PINS = "pins.json"
 
@@ -195,10 +197,30 @@ class Registry:
         """Moves of an alias, oldest first: version, at (UTC), by, action."""
         return list(self._aliases(name).get(alias, {}).get("history", []))
 
-    def promote(self, name: str, version: int, *, alias: str = "prod", by: str = "") -> int | None:
-        """Point `alias` at `version`; returns the version it pointed at before. A split ends."""
+    def promote(
+        self,
+        name: str,
+        version: int,
+        *,
+        alias: str = "prod",
+        by: str = "",
+        seen: int | None = ANY_VERSION,
+    ) -> int | None:
+        """Point `alias` at `version`; returns the version it pointed at before. A split ends.
+
+        `seen` is where whoever asks believes the alias to be (`None`: nowhere yet); RegistryError
+        when somebody has moved it since, so that of two at once one wins and the other is told.
+        """
         self.manifest(name, version)
-        return self._move(name, alias, version, action="promote", by=by)
+        with self._changing(name, alias) as entry:
+            if seen not in (ANY_VERSION, entry["version"]):
+                move = entry["history"][-1] if entry["history"] else {}
+                raise RegistryError(
+                    f"{name}: alias {alias!r} is at v{entry['version']}, moved there by "
+                    f"{move.get('by')} at {move.get('at')}, and no longer at "
+                    f"{f'v{seen}' if seen else 'nothing'}; look at it and ask again."
+                )
+            return self._move(entry, version, action="promote", by=by)
 
     def splits(self, name: str) -> dict[str, Split]:
         """The second version behind each alias that has one."""
@@ -258,19 +280,21 @@ class Registry:
 
     def rollback(self, name: str, *, alias: str = "prod", by: str = "") -> int:
         """Point `alias` at the version it pointed at before the current one; returns it."""
-        current = self.aliases(name).get(alias)
-        # Undoing a promote twice goes two versions back: rolled-back moves are popped.
-        trail: list[int] = []
-        for move in self.history(name, alias):
-            if move["action"] not in ("promote", "rollback"):
-                continue
-            if move["action"] == "rollback" and trail:
-                trail.pop()
-            elif not trail or trail[-1] != move["version"]:
-                trail.append(move["version"])
-        if current is None or len(trail) < 2:
-            raise RegistryError(f"{name}: alias {alias!r} has no earlier version to go back to.")
-        self._move(name, alias, trail[-2], action="rollback", by=by)
+        with self._changing(name, alias) as entry:
+            # Undoing a promote twice goes two versions back: rolled-back moves are popped.
+            trail: list[int] = []
+            for move in entry["history"]:
+                if move["action"] not in ("promote", "rollback"):
+                    continue
+                if move["action"] == "rollback" and trail:
+                    trail.pop()
+                elif not trail or trail[-1] != move["version"]:
+                    trail.append(move["version"])
+            if entry["version"] is None or len(trail) < 2:
+                raise RegistryError(
+                    f"{name}: alias {alias!r} has no earlier version to go back to."
+                )
+            self._move(entry, trail[-2], action="rollback", by=by)
         return trail[-2]
 
     def pins(self, name: str) -> list[int]:
@@ -310,13 +334,12 @@ class Registry:
         path = f"{name}/aliases.json"
         return dict(self.store.read_json(path)) if self.store.exists(path) else {}
 
-    def _move(self, name: str, alias: str, version: int, *, action: str, by: str) -> int | None:
-        with self._changing(name, alias) as entry:
-            before: int | None = entry["version"]
-            entry["version"] = version
-            # What a split was compared with is gone.
-            entry["split"] = None
-            _record(entry, version, action=action, by=by)
+    def _move(self, entry: dict[str, Any], version: int, *, action: str, by: str) -> int | None:
+        before: int | None = entry["version"]
+        entry["version"] = version
+        # What a split was compared with is gone.
+        entry["split"] = None
+        _record(entry, version, action=action, by=by)
         return before
 
     @contextmanager

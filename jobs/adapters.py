@@ -36,10 +36,13 @@ def show(uri: str, name: str | None) -> None:
     Display().table(f"registry {uri}", columns, rows)
 
 
-def promote_version(uri: str, version: str, *, alias: str) -> str:
-    """Move the alias; returns a sentence."""
+def promote_version(uri: str, version: str, *, alias: str, seen: int | None = None) -> str:
+    """Move the alias; returns a sentence. `seen`: only if it is at this version."""
     name, number = _version(uri, version)
-    before = Registry(uri).promote(name, number, alias=alias)
+    registry = Registry(uri)
+    # Without a word of the caller's at least nobody else's move at the same moment is overrun.
+    at = seen if seen is not None else registry.aliases(name).get(alias)
+    before = registry.promote(name, number, alias=alias, seen=at)
     return f"{name}: {alias} moved from {_shown(before)} to v{number}"
 
 

@@ -44,11 +44,18 @@ def publish(folder: str, name: str, base: str, registry: str) -> None:
 @VERSION
 @REGISTRY
 @ALIAS
-def promote(version: str, registry: str, alias: str) -> None:
+@click.option(
+    "--if-at",
+    "seen",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Only if the alias is at version N; otherwise nothing moves and the exit code is 2.",
+)
+def promote(version: str, registry: str, alias: str, seen: int | None) -> None:
     """Point an alias at a version; a canary behind it ends."""
     from jobs.adapters import promote_version
 
-    click.echo(promote_version(registry, version, alias=alias))
+    click.echo(promote_version(registry, version, alias=alias, seen=seen))
 
 
 @adapters.command()

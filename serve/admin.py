@@ -30,6 +30,8 @@ class AdminRequest(StrictModel):
     """Version, where the action needs one."""
     alias: str = DEFAULT_ALIAS
     """Alias to act on."""
+    seen: int | None = Field(default=None, ge=1)
+    """Of `promote`: only if the alias is at this version."""
     mode: Literal["canary", "ab", "shadow"] = "canary"
     """Of `canary`."""
     weight: float = Field(default=0.1, gt=0, le=1)
@@ -131,7 +133,8 @@ class Admin:
 
     def _promote(self, asked: AdminRequest, by: str) -> int | None:
         version = _version_of(asked)
-        return self._registry.promote(asked.name, version, alias=asked.alias, by=by)
+        at = asked.seen or self._registry.aliases(asked.name).get(asked.alias)
+        return self._registry.promote(asked.name, version, alias=asked.alias, by=by, seen=at)
 
     def _rollback(self, asked: AdminRequest, by: str) -> int:
         return self._registry.rollback(asked.name, alias=asked.alias, by=by)

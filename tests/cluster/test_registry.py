@@ -2,6 +2,7 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -128,6 +129,29 @@ def three_versions(registry, tmp_path):
     for content in ("one", "two", "three"):
         registry.publish(adapter(tmp_path, content), manifest())
     return registry
+
+
+def test_of_two_promotes_at_once_one_wins_and_the_other_is_told(three_versions):
+    three_versions.promote("reconcile", 1)
+    together = threading.Barrier(2)
+    told: list[str] = []
+
+    def promote(version: int) -> int | None:
+        together.wait()
+        try:
+            three_versions.promote("reconcile", version, by=f"who wants v{version}", seen=1)
+        except RegistryError as error:
+            told.append(str(error))
+            return None
+        return version
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(promote, (2, 3)))
+    (winner,) = [version for version in results if version]
+    assert three_versions.aliases("reconcile") == {"prod": winner}
+    (sentence,) = told
+    assert f"is at v{winner}, moved there by who wants v{winner} at " in sentence
+    assert "no longer at v1" in sentence
 
 
 def test_a_split_is_kept_with_its_alias_and_ends_once(three_versions):
