@@ -102,7 +102,7 @@ demo: model
 
 # A test with a model mostly waits for processes to start, so two go side by side on any machine.
 SHARED := -n auto --dist loadfile
-PAIRED := -n 2 --dist loadfile
+PAIRED := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: model lint
 	@$(RUN)/python -m pytest -m "not model" $(SHARED)

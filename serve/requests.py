@@ -93,7 +93,7 @@ def parse_body(body: bytes, *, max_bytes: int) -> ApiRequest:
 
 
 def check_size(request: ApiRequest, *, max_prompt_chars: int, max_choices: int) -> None:
-    """Raise ApiError (400), as OpenAI words it, for a prompt or a number of choices too large."""
+    """Raise ApiError (400), as OpenAI words it, for a prompt or a number that is too large."""
     chars = request.prompt_chars
     if chars > max_prompt_chars:
         field = "prompt" if "prompt" in request.payload else "messages"
@@ -103,6 +103,14 @@ def check_size(request: ApiRequest, *, max_prompt_chars: int, max_choices: int) 
             param=field,
             code="string_above_max_length",
         )
+    for field, value in request.payload.items():
+        if _holds_a_huge_integer(value):
+            # The engine's processes hand each other 64 bits.
+            raise bad_request(
+                f"Invalid '{field}': it holds an integer of more than 64 bits.",
+                param=field,
+                code="integer_above_max_value",
+            )
     if request.choices > max_choices:
         raise bad_request(
             f"Invalid 'n': integer above maximum value. Expected a value <= {max_choices} (for all "
@@ -114,6 +122,21 @@ def check_size(request: ApiRequest, *, max_prompt_chars: int, max_choices: int) 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _holds_a_huge_integer(value: Any) -> bool:
+    """Whether an integer in a value does not fit into 64 bits; without recursion."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, int):
+            if not -(2**63) <= item < 2**64:
+                return True
+        elif isinstance(item, dict):
+            left.extend(item.values())
+        elif isinstance(item, list):
+            left.extend(item)
+    return False
 
 
 def _chars(value: Any) -> int:

@@ -71,6 +71,13 @@ def test_answers_are_counted_over_all_prompts() -> None:
     assert refusal(prompt=["a"] * 9, n=2).code == "integer_above_max_value"
 
 
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, {"a": [1, {"b": 2**70}]}])
+def test_an_integer_that_the_engine_cannot_pass_on_names_its_field(value: Any) -> None:
+    error = refusal(messages=[], stream_interval=value)
+    assert (error.status, error.param) == (400, "stream_interval")
+    check_size(parsed(messages=[], seed=2**64 - 1), max_prompt_chars=1000, max_choices=16)
+
+
 def test_unknown_fields_are_refused_in_openai_s_words() -> None:
     with pytest.raises(ApiError) as caught:
         check_fields({"model": "m", "top_k": 1, "max_token": 5}, KNOWN)

@@ -305,6 +305,7 @@ def test_what_is_too_much_is_said_in_words(front: Front) -> None:
         ({"messages": [{"role": "user", "content": "x " * 30_000}]}, 400, "string too long"),
         ({"messages": [{"role": "user", "content": "x" * 10_000_000}]}, 413, "1048576"),
         ({"seed": 10**4000}, 400, None),
+        ({"stream_interval": 2**64}, 400, "'stream_interval'"),
         ({"temperature": 10**400}, 400, None),
         ({"stop": ["x"] * 5000}, 400, None),
         ({"logit_bias": {"99999999": 100}}, 400, None),
