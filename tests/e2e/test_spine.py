@@ -131,7 +131,7 @@ def test_a_gate_that_fails_publishes_nothing_and_exits_3(workspace):
 
 
 def test_an_adapter_from_elsewhere_is_published_without_moving_the_alias(workspace):
-    from safetensors.numpy import load_file, save_file
+    from safetensors.torch import load_file, save_file
 
     other = workspace.folder / "other"
     shutil.copytree(workspace.latest / "adapter", other)
