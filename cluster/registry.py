@@ -214,11 +214,17 @@ class Registry:
         self.manifest(name, version)
         with self._changing(name, alias) as entry:
             if seen not in (ANY_VERSION, entry["version"]):
-                move = entry["history"][-1] if entry["history"] else {}
+                moves = [m for m in entry["history"] if m["action"] in ("promote", "rollback")]
+                now = (
+                    f"is at v{entry['version']}, moved there by {moves[-1]['by']} at "
+                    f"{moves[-1]['at']}"
+                    if moves
+                    else "points nowhere"
+                )
                 raise RegistryError(
-                    f"{name}: alias {alias!r} is at v{entry['version']}, moved there by "
-                    f"{move.get('by')} at {move.get('at')}, and no longer at "
-                    f"{f'v{seen}' if seen else 'nothing'}; look at it and ask again."
+                    f"{name}: alias {alias!r} {now}, and not at "
+                    f"{f'v{seen}' if seen else 'no version'} as was thought; look at it and ask "
+                    "again."
                 )
             return self._move(entry, version, action="promote", by=by)
 

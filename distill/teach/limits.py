@@ -113,7 +113,7 @@ class SharedLimit:
 
         So many `workers` will ask: the first of them does not get what is for all.
         """
-        if workers and not self._expected_until > self._clock():
+        if workers and self._expected_until <= self._clock():
             self._expected, self._expected_until = workers, self._clock() + EXPECT_S
         if limits != self.limits:
             self.limits = limits

@@ -16,6 +16,7 @@ import aiohttp
 from cluster.models import model_digest
 from cluster.registry import AdapterManifest, Registry
 from jobs.bench.loopback import free_port
+from jobs.bench.report import Case, at_most
 from jobs.bench.side import SideProcess
 
 CLIENTS = 8
@@ -75,13 +76,18 @@ async def load(url: str, requests: Sequence[dict[str, Any]], *, clients: int) ->
     return found
 
 
-def another_answered(sample: Sample, texts: dict[str, str]) -> bool:
-    """Whether the text is that of another model than the one in the answer's header.
+def wrong_answers(samples: Sequence[Sample], texts: dict[str, str]) -> list[Case]:
+    """Compare answers with `texts`, what the model in their header answered when it was alone.
 
-    `texts` holds what each model answered when it was alone. A text that is nobody's is a rounding:
-    bfloat16 sums depend on what else is in the batch.
+    A text that is nobody's can be a rounding: bfloat16 sums depend on what else is in the batch.
+    It counts all the same; the second figure tells it from a version that was mixed up.
     """
-    return sample.text != texts.get(sample.served_by, "") and sample.text in texts.values()
+    wrong = [sample for sample in samples if sample.text != texts[sample.served_by]]
+    mixed_up = sum(sample.text in texts.values() for sample in wrong)
+    return [
+        at_most("answers unlike their version's own", len(wrong), unit="answers", target=0),
+        at_most("of them another version's", mixed_up, unit="answers", target=0),
+    ]
 
 
 class Server:

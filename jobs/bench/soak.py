@@ -25,12 +25,12 @@ from jobs.bench.served import (
     MODEL_HEADER,
     Sample,
     Server,
-    another_answered,
     ask,
     body,
     load,
     ours,
     publish_random,
+    wrong_answers,
 )
 
 NAMES = ("alpha", "beta", "gamma")
@@ -39,6 +39,7 @@ CLIENTS = 4
 SWAP_EVERY_S = 60.0
 WARM_SHARE = 0.2
 """Of the time: caches and arenas fill, and memory grows for good reasons."""
+LEAST_MINUTES = 5
 MOST_MIB_PER_MINUTE = 1.0
 
 
@@ -72,6 +73,8 @@ async def soak(server: Server, registry: Registry, base: str, *, minutes: float)
             model = f"{name}@v{version}"
             (found,) = await load(server.url, [request[name] | {"model": model}], clients=1)
             texts[model] = found.text
+    if len(set(texts.values())) < len(texts):
+        raise SystemExit("two adapters answer alike: the soak could not tell them apart")
     samples: list[Sample] = []
     memory: list[tuple[float, float, float]] = []
     begun = time.monotonic()
@@ -106,16 +109,14 @@ async def soak(server: Server, registry: Registry, base: str, *, minutes: float)
         turns = itertools.count()
         await asyncio.gather(follow(), *(client(session, turns) for _ in range(CLIENTS)))
     failed = sum(sample.status != 200 for sample in samples)
-    wrong = sum(another_answered(sample, texts) for sample in samples if sample.text)
-    if len(set(texts.values())) < len(texts):
-        raise SystemExit("two adapters answer alike: the soak could not tell them apart")
+    told = [sample for sample in samples if sample.text and sample.served_by in texts]
     latencies = [sample.latency_s for sample in samples]
     cases = [
         for_comparison("requests", len(samples), unit="requests"),
         for_comparison("alias moves", len(memory), unit="moves"),
         for_comparison("P90", float(np.quantile(latencies, 0.9)), unit="s"),
         at_most("requests that failed", failed, unit="requests", target=0),
-        at_most("answers of a wrong version", wrong, unit="answers", target=0),
+        *wrong_answers(told, texts),
     ]
     return [*cases, *slopes(memory, minutes=minutes)]
 
@@ -126,8 +127,6 @@ def slopes(memory: list[tuple[float, float, float]], *, minutes: float) -> list[
     `memory` has rows of (minute, gateway MiB, replica MiB).
     """
     late = np.array([row for row in memory if row[0] > WARM_SHARE * minutes])
-    if len(late) < 3:
-        return []
     return [
         at_most(
             f"memory of the {what}",
@@ -148,6 +147,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=default)
     parser.add_argument("--minutes", type=float, default=30)
     options = parser.parse_args()
+    if options.minutes < LEAST_MINUTES:
+        parser.error(f"--minutes {options.minutes:g}: a slope needs at least {LEAST_MINUTES}")
     model = options.model.absolute()
     with tempfile.TemporaryDirectory(prefix="distillery-bench-") as name:
         folder = Path(name)

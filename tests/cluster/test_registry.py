@@ -151,7 +151,10 @@ def test_of_two_promotes_at_once_one_wins_and_the_other_is_told(three_versions):
     assert three_versions.aliases("reconcile") == {"prod": winner}
     (sentence,) = told
     assert f"is at v{winner}, moved there by who wants v{winner} at " in sentence
-    assert "no longer at v1" in sentence
+    assert "and not at v1 as was thought" in sentence
+    with pytest.raises(RegistryError, match="alias 'beta' points nowhere, and not at v1"):
+        three_versions.promote("reconcile", 2, alias="beta", seen=1)
+    assert "beta" not in three_versions.aliases("reconcile")
 
 
 def test_a_split_is_kept_with_its_alias_and_ends_once(three_versions):

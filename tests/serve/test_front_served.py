@@ -33,7 +33,7 @@ from serve.keys import KeyFile, new_key
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 QUESTION = [{"role": "user", "content": "Bank: ACME USD 12.50; ERP: none"}]
-MALFORMED = 1500
+MALFORMED = 3000
 
 
 @dataclass
