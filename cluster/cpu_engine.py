@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from cluster import processor
+
 
 def num_cores() -> int:
     """Return the cores this process may use."""
@@ -32,6 +34,7 @@ def environment(*, kv_cache_gb: int, num_threads: int = 0) -> dict[str, str]:
 def engine_arguments(*, kv_cache_gb: int) -> dict[str, Any]:
     """Arguments of vLLM's engine; given bytes it asks for no share of the whole memory."""
     return {
+        "dtype": processor.dtype_name(None),
         "enforce_eager": True,
         "kv_cache_memory_bytes": kv_cache_gb << 30,
         # With it, a request that brings a seed and whose prompt is cut in two ends the whole

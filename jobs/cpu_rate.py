@@ -140,7 +140,7 @@ def _step(
     from distill.train.objectives import NextToken, shares
 
     config = AutoConfig.for_model(model.model_type, **_fields(model, blocks))
-    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if train.for_hardware(None).in_bf16 else torch.float32
     base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     make_trainable(base, train)
     peft = with_adapter(base, student, train)

@@ -175,7 +175,7 @@ def render(plan: Plan, console: Console) -> None:
     step = " (fused CPU step)" if setting.fused else ""
     console.print(
         f"[bold]{escape(setting.architecture.name)}[/], {setting.train.method}, "
-        f"{setting.student.tuning}, {setting.train.precision}, ZeRO {setting.train.zero_stage}, "
+        f"{setting.student.tuning}, {setting.precise.precision}, ZeRO {setting.train.zero_stage}, "
         f"{workers} on {hardware.title}{step}"
     )
     table = Table(box=None, pad_edge=False)

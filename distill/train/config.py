@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from cluster import processor
 from cluster.config import StrictModel
 
 
@@ -168,8 +169,10 @@ class TrainConfig(StrictModel):
     offload: Literal["none", "optimizer", "all"] = "none"
     """What DeepSpeed keeps in CPU memory: the `optimizer` (ZeRO 1 to 3), or `all`, the parameters
     too (ZeRO 3 only; Ren et al. 2021)."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Compute type; the optimiser keeps float32 master weights."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute type; the optimiser keeps float32 master weights. `auto` is bf16 on a GPU and on
+    processors that have its products (AVX-512 BF16, AMX, Arm's BF16), which are eight times slower
+    on others, and fp32 there."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the training records."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -209,6 +212,18 @@ class TrainConfig(StrictModel):
     """Seed of the adapter's initial weights and of the shuffle."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Merged over the DeepSpeed configuration that the fields above make."""
+
+    def for_hardware(self, accelerator: str | None) -> TrainConfig:
+        """Return the same with `precision` decided for GPUs of this kind, or for this processor."""
+        if self.precision != "auto":
+            return self
+        return self.model_copy(update={"precision": processor.precision(accelerator)})
+
+    @property
+    def in_bf16(self) -> bool:
+        """Whether it computes in bfloat16; asked once `for_hardware` has decided."""
+        assert self.precision != "auto"
+        return self.precision == "bf16"
 
     @model_validator(mode="after")
     def _fields_agree(self) -> TrainConfig:

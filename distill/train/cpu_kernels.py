@@ -1,4 +1,4 @@
-"""Compile and call `cpu_kernels.cpp`: bfloat16 kernels that PyTorch runs as five or ten passes."""
+"""Compile and call `cpu_kernels.cpp`: kernels of what PyTorch runs as five or ten passes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 # denormals.
 COMPILE = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-c"]
 LINK = ["-shared", "-fopenmp"]
+DEFINES: dict[torch.dtype, list[str]] = {torch.bfloat16: [], torch.float32: ["-DFLOAT32"]}
+"""What the source is compiled with, by the type of the tensors."""
 
 
 def compiler() -> str | None:
@@ -25,8 +27,8 @@ def compiler() -> str | None:
 
 
 @functools.cache
-def load() -> ctypes.CDLL | None:
-    """Load the kernels, compiling them on first use; None where that is not possible.
+def load(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """Load the kernels of a type, compiling them on first use; None where that is not possible.
 
     The file is kept in `$DISTILLERY_CACHE` or `~/.cache/distillery` under a digest of source and
     CPU, and appears by a rename, so workers that start together cannot disturb each other.
@@ -40,7 +42,8 @@ def load() -> ctypes.CDLL | None:
         if (cpuinfo.is_file())
         else ""
     )
-    digest = hashlib.sha256(SOURCE.read_bytes() + f"{cpu}{COMPILE}{LINK}".encode()).hexdigest()
+    told = [*DEFINES[dtype], *COMPILE]
+    digest = hashlib.sha256(SOURCE.read_bytes() + f"{cpu}{told}{LINK}".encode()).hexdigest()
     cache = Path(os.environ.get("DISTILLERY_CACHE", "~/.cache/distillery")).expanduser()
     target = cache / f"cpu_kernels-{digest[:16]}.so"
     if not target.is_file():
@@ -48,7 +51,7 @@ def load() -> ctypes.CDLL | None:
         own = cache / f".{target.stem}-{os.getpid()}"
         try:
             for command in (
-                [cxx, *COMPILE, str(SOURCE), "-o", f"{own}.o"],
+                [cxx, *told, str(SOURCE), "-o", f"{own}.o"],
                 [cxx, f"{own}.o", *LINK, "-o", f"{own}.so"],
             ):
                 subprocess.run(command, check=True, capture_output=True, timeout=300)
@@ -60,8 +63,10 @@ def load() -> ctypes.CDLL | None:
     return ctypes.CDLL(str(target))
 
 
-def _call(name: str, *arguments: torch.Tensor | int | float | bool) -> None:
-    lib = load()
+def _call(name: str, x: torch.Tensor, *others: torch.Tensor | int | float | bool) -> None:
+    """Call the kernel of x's type."""
+    arguments = (x, *others)
+    lib = load(x.dtype)
     assert lib is not None
     converted: list[object] = []
     for value in arguments:

@@ -1,4 +1,4 @@
-"""The Llama family's training step on CPU in bfloat16, written out by hand.
+"""The Llama family's training step on CPU, written out by hand.
 
 Same sums as `PlainTrunk` with transformers and PEFT below it (a test compares them), but:
 query, key and value are one product, gate and up are one, so are their adapters' first halves;
@@ -350,8 +350,9 @@ def why_not(model: Any, *, zero_stage: int) -> str:
     causal = model.get_base_model()
     if type(causal).__name__ != "LlamaForCausalLM":
         return f"{type(causal).__name__} is not LlamaForCausalLM"
-    if next(causal.parameters()).dtype != torch.bfloat16:
-        return "precision is not bf16"
+    dtype = next(causal.parameters()).dtype
+    if dtype not in kernels.DEFINES:
+        return f"there are no kernels for {dtype}"
     if causal.base_model.gradient_checkpointing:
         return "gradient_checkpointing is on"
     if zero_stage == 3:
@@ -369,6 +370,8 @@ def why_not(model: Any, *, zero_stage: int) -> str:
         return "not every linear layer has an adapter"
     if type(causal.base_model.layers[0].mlp.up_proj.base_layer) is not nn.Linear:
         return "the base is quantised"
-    if kernels.load() is None:
-        return "no C++ compiler was found (install g++)"
+    if kernels.load(dtype) is None:
+        if kernels.compiler() is None:
+            return "no C++ compiler was found (install g++)"
+        return "the kernels of cpu_kernels.cpp did not compile"
     return ""

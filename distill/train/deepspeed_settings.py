@@ -30,7 +30,7 @@ def deepspeed_settings(train: TrainConfig) -> dict[str, Any]:
             "allgather_bucket_size": bucket,
             **offload,
         },
-        "bf16": {"enabled": train.precision == "bf16"},
+        "bf16": {"enabled": train.in_bf16},
         "gradient_clipping": train.max_grad_norm,
         "optimizer": {
             "type": "AdamW",

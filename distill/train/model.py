@@ -191,7 +191,7 @@ def load_base(config: StudentConfig, train: TrainConfig, *, device: torch.device
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if train.in_bf16 else torch.float32
     attention = "flex_attention" if device.type == "cuda" else "sdpa"
     told: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     if config.tuning == "qlora":

@@ -72,7 +72,7 @@ def load_teacher(name: str, train: TrainConfig, *, device: torch.device, max_len
 
     model = AutoModelForCausalLM.from_pretrained(
         name,
-        dtype=torch.bfloat16 if train.precision == "bf16" else torch.float32,
+        dtype=torch.bfloat16 if train.in_bf16 else torch.float32,
         attn_implementation="flex_attention" if device.type == "cuda" else "sdpa",
     ).to(device)
     model.eval().requires_grad_(False)

@@ -71,7 +71,7 @@ def train(
     """
     check_settings(config, train)
     check_liger(train, on_gpu=accelerator is not None)
-    train = with_absolute_paths(train)
+    train = with_absolute_paths(train.for_hardware(accelerator))
     check_model_folder(config.model)
     check_trackers(train.track)
     folder = Path(run_folder).absolute()

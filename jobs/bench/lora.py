@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cluster import cpu_engine
+from cluster import cpu_engine, processor
 from jobs.bench.report import Case, at_least, at_most, for_comparison, report
 from jobs.bench.side import SideProcess
 
@@ -106,7 +106,7 @@ def measure(model: Path, folder: Path, *, rounds: int, stock: bool) -> list[Case
     three, eight = make_adapters(model, folder)
     base = {
         "model": str(model),
-        "dtype": "bfloat16",
+        "dtype": processor.dtype_name(None),
         "max_model_len": PREFILL_TOKENS + 64,
         "max_num_batched_tokens": PREFILL_TOKENS + 64,
         "max_num_seqs": 32,

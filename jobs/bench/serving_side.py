@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from cluster import cpu_engine
+from cluster import cpu_engine, processor
 from jobs.bench.side import answer
 from serve.config import ServeConfig
 from serve.observe import Usage
@@ -76,7 +76,6 @@ def stock(*, model: str, port: int) -> Iterator[None]:
         config = LLMConfig(
             model_loading_config={"model_id": "base", "model_source": model},
             engine_kwargs={
-                "dtype": "bfloat16",
                 "max_model_len": MAX_MODEL_LEN,
                 **cpu_engine.engine_arguments(kv_cache_gb=KV_CACHE_GB),
             },
@@ -96,8 +95,8 @@ def bare(*, model: str, port: int) -> Iterator[None]:
     """VLLM's own OpenAI server, the same engine settings."""
     flags = [
         "--model", model, "--served-model-name", "base", "--port", str(port),
-        "--host", "127.0.0.1", "--dtype", "bfloat16", "--max-model-len", str(MAX_MODEL_LEN),
-        "--enforce-eager", "--no-enable-chunked-prefill",
+        "--host", "127.0.0.1", "--dtype", processor.dtype_name(None),
+        "--max-model-len", str(MAX_MODEL_LEN), "--enforce-eager", "--no-enable-chunked-prefill",
     ]  # fmt: skip
     env = os.environ | cpu_engine.environment(kv_cache_gb=KV_CACHE_GB)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]

@@ -92,7 +92,7 @@ def _sft_trainer(
         mean = sum(len(record.tokens) for record in records) / len(records)
         per_step, micro = max(1, round(per_step * mean / longest)), 1
     trainer = _trainer(SFTTrainer, settings)(
-        model=_base(setup),
+        model=_base(setup, settings),
         args=SFTConfig(
             **_arguments(settings, folder, micro=micro, per_step=per_step),
             num_train_epochs=1,
@@ -123,7 +123,7 @@ def _dpo_trainer(
 
     micro = min(settings.micro_batch_size, settings.batch_size)
     return _trainer(DPOTrainer, settings)(
-        model=_base(setup),
+        model=_base(setup, settings),
         args=DPOConfig(
             **_arguments(settings, folder, micro=micro, per_step=settings.batch_size),
             num_train_epochs=1,
@@ -162,7 +162,7 @@ def _arguments(settings: TrainConfig, folder: Path, *, micro: int, per_step: int
     return {
         "output_dir": str(folder),
         "use_cpu": True,
-        "bf16": True,
+        "bf16": settings.in_bf16,
         "gradient_checkpointing": False,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": per_step // micro,
@@ -178,12 +178,14 @@ def _arguments(settings: TrainConfig, folder: Path, *, micro: int, per_step: int
     }
 
 
-def _base(setup: dict[str, Any]) -> Any:
+def _base(setup: dict[str, Any], settings: TrainConfig) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
-        setup["model"], dtype=torch.bfloat16, attn_implementation="sdpa"
+        setup["model"],
+        dtype=torch.bfloat16 if settings.in_bf16 else torch.float32,
+        attn_implementation="sdpa",
     )
 
 

@@ -114,7 +114,7 @@ def settings_for(**changes: Any) -> TrainConfig:
         "eval_every": 1_000_000,
         "patience": 1_000_000,
     }
-    return TrainConfig(**{**base, **changes})
+    return TrainConfig(**{**base, **changes}).for_hardware(None)
 
 
 def take_turns(

@@ -79,13 +79,13 @@ def _for_trained(setting: Setting, model: Architecture, dropout: bool) -> float:
 
 def _fused_layer(setting: Setting, batch: MicroBatch) -> float:
     """Bytes a block, as `_Block.forward` saves them."""
-    model = setting.architecture
+    model, p = setting.architecture, setting.weight_bytes
     wide, narrow = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     row = 2 * model.hidden_size + 2 * wide + 2 * narrow + 2 * model.intermediate_size
     row += 7 * setting.student.rank
-    # The attention's probabilities are kept, in bfloat16: a row of each head sees its own record.
+    # The attention's probabilities are kept: a row of each head sees its own record.
     probabilities = batch.tokens * batch.width * model.num_heads
-    return 2 * (batch.tokens * row + probabilities) + 8 * batch.tokens
+    return p * (batch.tokens * row + probabilities) + 8 * batch.tokens
 
 
 def working_bytes(setting: Setting, batch: MicroBatch) -> float:
@@ -109,7 +109,7 @@ def loss_bytes(setting: Setting, batch: MicroBatch) -> float:
     rows = batch.completion_rows * setting.sequences_per_record
     if setting.fused:
         some = min(rows, LOGIT_ROWS)
-        return some * model.vocab_size * 2 + rows * model.hidden_size * 2 * 2
+        return some * model.vocab_size * p + rows * model.hidden_size * 2 * p
     # Of a chunk: logits, log-probabilities in float32 and the gradient in float32; in bfloat16 also
     # a float32 copy of the logits, gone before the gradient comes. Of all rows: their gradient.
     some = min(rows, LOGIT_ROWS)

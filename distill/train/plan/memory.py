@@ -162,7 +162,7 @@ def optimiser_bytes(setting: Setting) -> float:
     float32 model is stepped in place and a bfloat16 one also accumulates its gradients in float32.
     """
     if setting.train.zero_stage == 0:
-        return setting.trained * (8 if setting.train.precision == "fp32" else 16)
+        return setting.trained * (8 if setting.weight_bytes == 4 else 16)
     return setting.trained * 12
 
 

@@ -31,10 +31,16 @@ class Setting:
             return read_architecture(kd.teacher)
         return read_architecture(self.train.on_policy.teacher) if method == "on_policy" else None
 
+    @cached_property
+    def precise(self) -> TrainConfig:
+        """The training with its precision decided."""
+        accelerator = None if self.hardware.kind == "cpu" else self.hardware.name
+        return self.train.for_hardware(accelerator)
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of a weight, a gradient and an activation that are computed with."""
-        return 2 if self.train.precision == "bf16" else 4
+        return 2 if self.precise.in_bf16 else 4
 
     @property
     def full(self) -> bool:
@@ -62,7 +68,6 @@ class Setting:
         return (
             self.hardware.kind == "cpu"
             and model.model_type == "llama"
-            and train.precision == "bf16"
             and student.tuning == "lora"
             and not student.dropout
             and not model.qkv_bias
