@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster import processor
+
 GIB = 2**30
 TORCH_PROBE = """
 import json, torch
@@ -147,7 +149,8 @@ def _tools() -> Iterator[Check]:
 def _cores_and_disk() -> Iterator[Check]:
     cores = len(os.sched_getaffinity(0))
     if cores >= 2:
-        yield Check(name="cores", found=str(cores))
+        name = processor.dtype_name(None)
+        yield Check(name="cores", found=f"{cores}, which compute in {name} where no GPU does")
     else:
         yield Check(
             name="cores",
