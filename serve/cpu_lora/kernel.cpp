@@ -30,10 +30,17 @@ struct Batch {
 
 namespace {
 
-constexpr int LANES = 16;
+// Floats of one register (the compiler cuts longer vectors up by way of memory), and registers of
+// outputs that are expanded together: with ROWS rows as many sums as there are registers for.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, VECS = 4;
+#elif defined(__AVX2__)
+constexpr int LANES = 8, VECS = 2;
+#else
+constexpr int LANES = 4, VECS = 4;
+#endif
 constexpr int ROWS = 6;  // rows of the batch per tile
 constexpr int MAX_RANK = 512;  // the largest that vLLM takes
-constexpr int VECS = 4;  // vectors of outputs that are expanded together: 24 sums fit 32 registers
 // Weights lie in the order in which they are read, so that those of adapters that are not in the
 // cache arrive as one stream: A in blocks of LANES ranks, [blocks, num_in, LANES]; B in blocks of
 // outputs, [blocks, rank, BLOCK]. Where two bfloat16 products are one instruction (PAIRS), two
@@ -292,6 +299,8 @@ struct Call {
 }  // namespace
 
 extern "C" int32_t lora_pairs() { return PAIRS; }
+extern "C" int32_t lora_lanes() { return LANES; }
+extern "C" int32_t lora_block() { return BLOCK; }
 
 extern "C" void lora_add_float32(const Layer* layer, const Batch* batch, float* y,
                                  int64_t y_stride, const float* x, int64_t x_stride,

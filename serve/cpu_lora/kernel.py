@@ -30,8 +30,6 @@ BUILD_TIMEOUT_S = 120
 logger = logging.getLogger("vllm.distillery.cpu_lora")
 
 
-LANES, BLOCK = 16, 64
-"""`LANES` and `BLOCK` of kernel.cpp: ranks and outputs that lie together."""
 MAX_RANK = 512
 """`MAX_RANK` of kernel.cpp."""
 
@@ -86,6 +84,8 @@ class Kernel:
             torch.float32: library.lora_add_float32,
             torch.bfloat16: library.lora_add_bfloat16,
         }
+        # Ranks and outputs that lie together, by the width of the processor's registers.
+        self._lanes, self._block = int(library.lora_lanes()), int(library.lora_block())
         self._paired = {torch.bfloat16} if library.lora_pairs() else set()
         for function in self._functions.values():
             function.restype = None
@@ -117,8 +117,8 @@ class Kernel:
         for slot in range(num_slots):
             for a_i, b_i, of_slice in zip(a, b, ranks, strict=True):
                 rank = of_slice[slot]
-                parts.append(_blocks_of_a(a_i[slot, 0, :rank], paired=paired).flatten())
-                parts.append(_blocks_of_b(b_i[slot, 0, :, :rank], paired=paired).flatten())
+                parts.append(self._blocks_of_a(a_i[slot, 0, :rank], paired=paired).flatten())
+                parts.append(self._blocks_of_b(b_i[slot, 0, :, :rank], paired=paired).flatten())
         # Side by side, so that what one batch reads lies on few pages.
         values = torch.cat(parts)
         places = [0, *itertools.accumulate(part.numel() for part in parts)]
@@ -137,6 +137,20 @@ class Kernel:
         )
         return Weights(values, described)
 
+    def _blocks_of_a(self, a_RH: torch.Tensor, *, paired: bool) -> torch.Tensor:
+        """Return A as [blocks, H, LANES], or [blocks, H/2, LANES, 2]."""
+        padded = torch.nn.functional.pad(a_RH, (0, 0, 0, -a_RH.shape[0] % self._lanes))
+        blocks = padded.unflatten(0, (-1, self._lanes)).transpose(1, 2)
+        return _in_pairs(blocks) if paired else blocks
+
+    def _blocks_of_b(self, b_OR: torch.Tensor, *, paired: bool) -> torch.Tensor:
+        """Return B as [blocks, R, BLOCK], or [blocks, R/2, BLOCK, 2]."""
+        outputs, rank = b_OR.shape
+        block = self._block
+        padded = torch.nn.functional.pad(b_OR, (0, rank % 2 if paired else 0, 0, -outputs % block))
+        blocks = padded.unflatten(0, (-1, block)).transpose(1, 2)
+        return _in_pairs(blocks) if paired else blocks
+
     def add(
         self, y: torch.Tensor, x: torch.Tensor, layer: Layer, batch: Batch, *, scale: float
     ) -> None:
@@ -150,21 +164,6 @@ class Kernel:
             x.stride(0),
             scale,
         )
-
-
-def _blocks_of_a(a_RH: torch.Tensor, *, paired: bool) -> torch.Tensor:
-    """Return A as [blocks, H, LANES], or [blocks, H/2, LANES, 2]."""
-    padded = torch.nn.functional.pad(a_RH, (0, 0, 0, -a_RH.shape[0] % LANES))
-    blocks = padded.unflatten(0, (-1, LANES)).transpose(1, 2)
-    return _in_pairs(blocks) if paired else blocks
-
-
-def _blocks_of_b(b_OR: torch.Tensor, *, paired: bool) -> torch.Tensor:
-    """Return B as [blocks, R, BLOCK], or [blocks, R/2, BLOCK, 2]."""
-    outputs, rank = b_OR.shape
-    padded = torch.nn.functional.pad(b_OR, (0, rank % 2 if paired else 0, 0, -outputs % BLOCK))
-    blocks = padded.unflatten(0, (-1, BLOCK)).transpose(1, 2)
-    return _in_pairs(blocks) if paired else blocks
 
 
 def _in_pairs(blocks: torch.Tensor) -> torch.Tensor:
