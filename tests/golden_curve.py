@@ -32,7 +32,14 @@ def curve(model: Path, folder: Path) -> dict[str, Any]:
         # The tiny tokenizer takes more tokens for the same text.
         config.student.model_copy(update={"model": str(model), "max_length": 2048}),
         config.train.model_copy(
-            update={"precision": "fp32", "max_steps": STEPS, "eval_every": STEPS}
+            update={
+                "precision": "fp32",
+                "max_steps": STEPS,
+                "eval_every": STEPS,
+                # Two workers' sums are one's (`test_train_stage.py`), and this starts in seconds.
+                "workers": 1,
+                "in_process": True,
+            }
         ),
         records=records,
         validation=validation,

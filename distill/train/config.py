@@ -162,6 +162,9 @@ class TrainConfig(StrictModel):
     track: TrackConfig = TrackConfig()
     workers: int = Field(default=2, ge=1)
     """Ray Train workers; with `[cluster] accelerator` one GPU each."""
+    in_process: bool = False
+    """Train in the process that calls, with one worker on CPU and without Ray Train: to step
+    through it with a debugger, or to try a setting in seconds. A killed one starts over."""
     threads_per_worker: int = Field(default=1, ge=1)
     """CPU threads of each worker when there is no accelerator."""
     zero_stage: Literal[0, 1, 2, 3] = 2
@@ -230,6 +233,10 @@ class TrainConfig(StrictModel):
         if self.batch_size % self.workers:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of workers {self.workers}"
+            )
+        if self.in_process and self.workers != 1:
+            raise ValueError(
+                f"in_process trains with one worker, workers is {self.workers}; set workers 1"
             )
         if self.method in ("kd", "on_policy") and not getattr(self, self.method).teacher:
             raise ValueError(

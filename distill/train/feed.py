@@ -169,7 +169,7 @@ class Feed:
         blocks = list(planned_blocks(ray.get(self.outline[0]), self.train, **told))
         # `from_blocks` keeps a table a block and asks no task for anything; `from_arrow` would
         # wait for a CPU, and the workers may have them all. That is why filling takes none either.
-        return ray.data.from_blocks(blocks or [PLANNED.empty_table()]).map_batches(
+        filled = ray.data.from_blocks(blocks or [PLANNED.empty_table()]).map_batches(
             _fill_from,
             fn_kwargs={"encoded": self.encoded},
             batch_size=None,
@@ -178,6 +178,8 @@ class Feed:
             # Tasks that take no CPU are not held back by any: each would start a process.
             concurrency=-(-self.train.workers // WORKERS_FED),
         )
+        filled.context.execution_options.preserve_order = True
+        return filled
 
 
 @dataclass(frozen=True)

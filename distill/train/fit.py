@@ -72,11 +72,19 @@ def fit(
                 )
             ],
         )
+        feed = Feed(train, folder / "checkpoints", [outline], [encoded])
+        if train.in_process:
+            from distill.train.here import train_here
+
+            outcome, kept = train_here(told, feed, train, checkpoints=folder / "checkpoints")
+            _raise_if_stopped(outcome, folder)
+            place, metrics = kept[0]
+            return summary, outcome, {"path": str(place), **metrics}
         trainer = Trainer(
             run_worker,
             train_loop_config=vars(told),
             torch_config=TorchConfig(backend="nccl" if accelerator else "gloo"),
-            datasets={TRAINING: Feed(train, folder / "checkpoints", [outline], [encoded])},
+            datasets={TRAINING: feed},
             dataset_config=ray.train.DataConfig(
                 execution_options=ray.data.ExecutionOptions(preserve_order=True),
                 enable_shard_locality=False,  # it would decide who gets which block

@@ -150,6 +150,7 @@ def _fingerprint(
     """Digests of what decides the outcome; fields that only tune the running are left out."""
     running = {
         "max_failures", "threads_per_worker", "keep_checkpoints", "track", "workers", "liger",
+        "in_process",
     }  # fmt: skip
     return {
         "student": digest_of(config.model_dump()),

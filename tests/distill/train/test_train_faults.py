@@ -44,10 +44,12 @@ def examples(first: int, count: int) -> list[dict[str, Any]]:
     return made
 
 
-def run(model: Path, folder: Path, on_progress: Any = None) -> TrainResult:
+def run(
+    model: Path, folder: Path, on_progress: Any = None, settings: TrainConfig = SETTINGS
+) -> TrainResult:
     return train(
         StudentConfig(model=str(model), rank=8, alpha=16),
-        SETTINGS,
+        settings,
         records=examples(0, 240),
         validation=examples(1000, 24),
         run_folder=folder,
@@ -66,7 +68,8 @@ def undisturbed(
 ) -> Iterator[tuple[TrainResult, list[float]]]:
     folder = tmp_path_factory.mktemp("undisturbed")
     with local_ray(num_cpus=2):
-        yield run(tiny_model, folder), losses(folder)
+        here = SETTINGS.model_copy(update={"in_process": True})
+        yield run(tiny_model, folder, settings=here), losses(folder)
 
 
 @contextmanager

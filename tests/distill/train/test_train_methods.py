@@ -1,4 +1,8 @@
-"""Every method and tuning through the whole stage: a few real steps on a real Ray."""
+"""Every method and tuning through the whole stage: a few real steps.
+
+In the test's own process (`train.in_process`): that Ray Train's workers do the same is shown by
+`test_train_stage.py`.
+"""
 
 from __future__ import annotations
 
@@ -73,10 +77,10 @@ def teacher(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(
     model: Path, folder: Path, *, student: dict[str, Any] | None = None, **settings: Any
 ) -> tuple[TrainResult, list[float]]:
-    """Train some steps on one worker; returns the result and the losses."""
+    """Train some steps; returns the result and the losses."""
     make = pairs if settings.get("method") == "dpo" else rows
     base: dict[str, Any] = {
-        "workers": 1, "precision": "fp32", "batch_size": 8, "micro_batch_size": 4,
+        "workers": 1, "in_process": True, "precision": "fp32", "batch_size": 8, "micro_batch_size": 4,
         "learning_rate": 1e-2, "epochs": 2, "max_steps": 6, "eval_every": 3, "warmup_fraction": 0.0,
     }  # fmt: skip
     result = train(

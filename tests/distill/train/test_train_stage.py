@@ -101,8 +101,8 @@ def ray_address() -> Iterator[str]:
 def undisturbed(
     ray_address: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TrainResult, list[dict[str, Any]]]:
-    """One worker without ZeRO, float32: what two workers and disturbed runs must equal."""
-    config = settings(workers=1, zero_stage=0)
+    """One worker in this process, without ZeRO, float32: what two workers and disturbed runs must equal."""
+    config = settings(workers=1, zero_stage=0, in_process=True)
     return run(tiny_model, tmp_path_factory.mktemp("undisturbed"), config)
 
 
@@ -210,7 +210,7 @@ def test_a_bf16_student_learns_and_its_adapter_loads_in_peft(
     result, rows = run(
         tiny_model,
         tmp_path,
-        settings(precision="bf16", learning_rate=1e-2, workers=1),
+        settings(precision="bf16", learning_rate=1e-2, workers=1, in_process=True),
         on_progress=look,
     )
     assert gauges.keys() == {f"ray_{name}" for name, _ in metrics.TRAIN_GAUGES.values()}
@@ -293,7 +293,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_records(
     weights["model.norm.weight"][0] = torch.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(StageError, match=r"not a number at step 1; the batch held e\d+"):
-        run(broken, tmp_path / "run", settings(workers=1))
+        run(broken, tmp_path / "run", settings(workers=1, in_process=True))
     (found,) = curves(tmp_path / "run", "findings.jsonl")
     assert (found["kind"], found["step"], found["stops"]) == ("not_finite", 1, True)
 
