@@ -80,7 +80,8 @@ def trained(
     """Train some steps; returns the result and the losses."""
     make = pairs if settings.get("method") == "dpo" else rows
     base: dict[str, Any] = {
-        "workers": 1, "in_process": True, "precision": "fp32", "batch_size": 8, "micro_batch_size": 4,
+        "workers": 1, "in_process": True, "precision": "fp32",
+        "batch_size": 8, "micro_batch_size": 4,
         "learning_rate": 1e-2, "epochs": 2, "max_steps": 6, "eval_every": 3, "warmup_fraction": 0.0,
     }  # fmt: skip
     result = train(

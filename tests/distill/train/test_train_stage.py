@@ -101,7 +101,7 @@ def ray_address() -> Iterator[str]:
 def undisturbed(
     ray_address: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TrainResult, list[dict[str, Any]]]:
-    """One worker in this process, without ZeRO, float32: what two workers and disturbed runs must equal."""
+    """Here, without ZeRO, in float32: what two workers and disturbed runs must equal."""
     config = settings(workers=1, zero_stage=0, in_process=True)
     return run(tiny_model, tmp_path_factory.mktemp("undisturbed"), config)
 
