@@ -76,9 +76,9 @@ def fit(
         if train.in_process:
             from distill.train.here import train_here
 
-            outcome, kept = train_here(told, feed, train, checkpoints=folder / "checkpoints")
+            outcome, saved = train_here(told, feed, train, checkpoints=folder / "checkpoints")
             _raise_if_stopped(outcome, folder)
-            place, metrics = kept[0]
+            place, metrics = saved[0]
             return summary, outcome, {"path": str(place), **metrics}
         trainer = Trainer(
             run_worker,
