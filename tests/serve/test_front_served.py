@@ -33,7 +33,7 @@ from serve.keys import KeyFile, new_key
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 QUESTION = [{"role": "user", "content": "Bank: ACME USD 12.50; ERP: none"}]
-MALFORMED = 3000
+MALFORMED = 1000
 
 
 @dataclass
@@ -341,7 +341,7 @@ def test_a_slow_head_and_a_slow_body_are_given_up_by_the_real_proxy(front: Front
 
 
 def test_thousands_of_malformed_requests_are_wrong_requests(front: Front) -> None:
-    """`make bench-serve` sends more of them."""
+    """`make bench-serve` sends ten times as many."""
     before = sorted(str(p) for p in Path(front.registry.store.root).rglob("*"))
     outcome = malformed.send(front.url, count=MALFORMED, seed=7, headers=front.headers())
     print(f"{MALFORMED} malformed requests: {dict(sorted(outcome.statuses.items()))}")
@@ -361,7 +361,7 @@ def test_schemathesis_finds_no_server_error(front: Front) -> None:
             fitting |= operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
 
         @settings(
-            max_examples=300,
+            max_examples=120,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             derandomize=True,
