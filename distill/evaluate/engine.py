@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster import cpu_engine
 from cluster.errors import StageError
+from distill.evaluate.stepped import EngineFailedError, SteppedEngine
 
 # vLLM accepts these ranks as max_lora_rank only (vllm.config.lora.MaxLoRARanks).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -68,7 +69,9 @@ class EnginePlan:
 
     def environment(self) -> dict[str, str]:
         """Environment variables that the worker process needs before vLLM is imported."""
-        return engine_environment(self.model, on_cpu=self.on_cpu, kv_cache_gb=self.kv_cache_gb)
+        variables = engine_environment(self.model, on_cpu=self.on_cpu, kv_cache_gb=self.kv_cache_gb)
+        # On CPU the engine is in the process that asks it.
+        return variables | ({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if self.on_cpu else {})
 
 
 def engine_environment(model: str, *, on_cpu: bool, kv_cache_gb: int) -> dict[str, str]:
@@ -90,21 +93,14 @@ class EngineWorker:
 
     async def start(self) -> None:
         """Load the model; StageError with the engine's last words when it cannot start."""
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-        from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-        arguments = self.plan.arguments()
-        if self.plan.on_cpu:
-            # One process fewer: vLLM's worker process would only wait for this one, spinning.
-            arguments.setdefault("distributed_executor_backend", UniProcExecutor)
+        self.engine = SteppedEngine(self.plan.arguments())
         try:
-            self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            await self.engine.started()
         except Exception as error:
             raise StageError(
                 f"vLLM could not start with {self.plan.model}: {_last_words() or error}"
             ) from None
-        self.tokenizer = self.engine.get_tokenizer()
+        self.tokenizer = self.engine.tokenizer
 
     def progress(self) -> int:
         """Prompts answered since `answer` was called last."""
@@ -139,7 +135,7 @@ class EngineWorker:
         fitting = [ids for ids in prompts_ids if len(ids) + WARM_UP_TOKENS <= self.max_length]
         await asyncio.gather(*(self._one(ids, warm, lora) for ids in fitting[:WARM_UP_PROMPTS]))
         # Otherwise the timed prompts would find their own prefill done.
-        await self.engine.reset_prefix_cache()
+        await self.engine.forget_prefixes()
 
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, output_kind=kind)
         queue = deque(enumerate(prompts_ids))
@@ -166,34 +162,32 @@ class EngineWorker:
     @property
     def max_length(self) -> int:
         """Context length the engine ended up with, in tokens."""
-        return int(self.engine.model_config.max_model_len)
+        return self.engine.max_length
 
     async def _one(self, ids: list[int], params: Any, lora: Any) -> dict[str, Any]:
         from vllm import TokensPrompt
         from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self.counter = getattr(self, "counter", 0) + 1
         answer: dict[str, Any] = {"completion": "", "completion_tokens": 0, "error": ""}
         try:
-            stream = self.engine.generate(
-                TokensPrompt(prompt_token_ids=ids), params, str(self.counter), lora_request=lora
+            output = await self.engine.finish(
+                str(self.counter), TokensPrompt(prompt_token_ids=ids), params, lora=lora
             )
-            async for output in stream:
-                answer["completion"] = output.outputs[0].text
-                answer["completion_tokens"] = len(output.outputs[0].token_ids)
+            answer["completion"] = output.outputs[0].text
+            answer["completion_tokens"] = len(output.outputs[0].token_ids)
         except (VLLMClientError, ValueError) as error:
             answer["error"] = str(error)
-        except (EngineDeadError, EngineGenerateError) as error:
+        except EngineFailedError as error:
             raise StageError(
                 f"vLLM died while answering: {_last_words() or error.__cause__ or error}"
             ) from None
         return answer
 
     def stop(self) -> None:
-        """End the engine's own process."""
+        """End the engine."""
         if hasattr(self, "engine"):
-            self.engine.shutdown()
+            self.engine.stop()
 
 
 def _last_words() -> str:

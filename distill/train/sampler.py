@@ -51,12 +51,8 @@ class SamplingWorker(EngineWorker):
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             prompt = TokensPrompt(prompt_token_ids=ids)
-            found: list[int] = []
-            async for output in self.engine.generate(
-                prompt, params, f"{version}-{number}", lora_request=lora
-            ):
-                found = list(output.outputs[0].token_ids)
-            return found
+            output = await self.engine.finish(f"{version}-{number}", prompt, params, lora=lora)
+            return list(output.outputs[0].token_ids)
 
         return await asyncio.gather(*(one(i, *request) for i, request in enumerate(requests)))
 
