@@ -39,15 +39,17 @@ def route_run(
     since: str | None = None,
     until: str | None = None,
     other: str | None = None,
+    max_usd_per_1k: float | None = None,
+    min_quality: float | None = None,
+    teacher_share: float | None = None,
     display: Display | None = None,
-    **wish: float | None,
 ) -> Row:
     """Learn from a run's held-out predictions, write `routing.json` and `routing.html`, show them.
 
     `other` is the folder of a second run whose student is the other model; without it the teacher
-    is. `wish` are the fields of `distill.route.curve.Wish`.
+    is. The three numbers are `distill.route.curve.Wish`.
     """
-    wanted = Wish(**wish)
+    wanted = Wish(max_usd_per_1k, min_quality, teacher_share)
     config = load_run_config(files, overrides=overrides)
     run = Run(config, display or Display())
     prompts = run.rows("prompts/test.parquet", stage="generate")

@@ -23,6 +23,10 @@ COUNTS_SCALE = 0.5
 """Spread of a standardised count beside n-gram rows of length about one or two."""
 
 
+LEAST_SPREAD = 1e-9
+"""Of a count that says anything."""
+
+
 @dataclass(frozen=True)
 class Learned:
     """The model for the server, and what it would have said of prompts it was not fitted to."""
@@ -83,7 +87,8 @@ def fit(rows: Sequence[Features], labels: NDArray[np.int64]) -> Model:
 
     counts = np.array([row.counts for row in rows])
     mean, spread = counts.mean(axis=0), counts.std(axis=0)
-    scale = COUNTS_SCALE / np.where(spread > 0, spread, np.inf)
+    # The mean of equal numbers is rounded, so that their spread need not be nothing.
+    scale = COUNTS_SCALE / np.where(spread > LEAST_SPREAD, spread, np.inf)
     starts = np.cumsum([0, *(len(row.buckets) for row in rows)])
     places = np.concatenate([row.buckets for row in rows])
     weights = np.concatenate([row.weights for row in rows])
