@@ -171,8 +171,8 @@ def main() -> None:
     def action() -> None:
         rest, options = take_options(sys.argv[1:], OPTIONS)
         files, overrides, _ = parse_arguments(rest)
-        numbers = {name: _number(name, options.pop(name)) for name in NUMBERS}
-        route_run(files, overrides=overrides, **options, **numbers)
+        options |= {name: _number(name, options[name]) for name in NUMBERS}
+        route_run(files, overrides=overrides, **options)
 
     raise SystemExit(guarded(action))
 
