@@ -1,6 +1,6 @@
 """How likely a student is wrong about a prompt: `routing.json`, as it is read and as it scores.
 
-`distillery route` learns it, the gateway asks it before every answer; both call `probability`.
+`distillery route` learns it, the gateway asks it before every answer; both call `Scorer`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError
+import numpy as np
+from pydantic import Field, ValidationError
 
 from cluster.config import StrictModel
 from cluster.errors import DataError
@@ -26,13 +27,12 @@ TEACHER = "teacher"
 REMAKE = "make it anew with `distillery route FILE`"
 
 
-def _no_nan(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a finite number is needed")
-    return value
+SCALE = 2.0**36
+"""Of a term as an integer: a sum of terms is off by less than 1e-7."""
+MOST = 1e6
+"""Largest coefficient: weights of a text are at most 64 together, so no sum leaves 64 bits."""
 
-
-Finite = Annotated[float, BeforeValidator(_no_nan)]
+Finite = Annotated[float, Field(ge=-MOST, le=MOST, allow_inf_nan=False)]
 
 
 class Calibration(StrictModel):
@@ -59,11 +59,33 @@ class Model(StrictModel):
     """Coefficients of the hash buckets."""
 
 
+class Scorer:
+    """A model that is ready to be asked."""
+
+    def __init__(self, model: Model):
+        self._model = model
+        self._buckets = np.array(model.buckets)
+
+    def score(self, text: str) -> float:
+        """Return the logit before it is calibrated.
+
+        Terms are added as integers: a processor that adds floats in another order finds the same.
+        """
+        found = features_of(text)
+        terms = np.rint(self._buckets[found.buckets] * found.weights * SCALE).astype(np.int64)
+        of_counts = [by * n for by, n in zip(self._model.counts, found.counts, strict=True)]
+        return math.fsum([self._model.intercept, int(terms.sum()) / SCALE, *of_counts])
+
+    def probability(self, text: str) -> float:
+        """Return the calibrated probability of a wrong answer."""
+        return calibrated(self.score(text), self._model.calibration)
+
+
 @dataclass(frozen=True)
 class Predictor:
     """What a routing file says to a server."""
 
-    model: Model
+    scorer: Scorer
     threshold: float | None
     """From this probability on a prompt is better answered elsewhere; `None`: never."""
     task: str
@@ -76,23 +98,7 @@ class Predictor:
 
     def probability(self, messages: Sequence[Message]) -> float:
         """Return the probability that the student answers these messages wrongly."""
-        return probability(self.model, prompt_of(messages))
-
-
-def score(model: Model, text: str) -> float:
-    """Return the logit before it is calibrated; exactly rounded, in whatever order it is summed."""
-    features = features_of(text)
-    terms = [
-        model.buckets[bucket] * weight
-        for bucket, weight in zip(features.buckets.tolist(), features.weights.tolist(), strict=True)
-    ]
-    terms += map(float.__mul__, model.counts, features.counts)
-    return math.fsum([model.intercept, *terms])
-
-
-def probability(model: Model, text: str) -> float:
-    """Return the calibrated probability of a wrong answer."""
-    return calibrated(score(model, text), model.calibration)
+        return self.scorer.probability(prompt_of(messages))
 
 
 def calibrated(raw: float, by: Calibration) -> float:
@@ -129,7 +135,7 @@ def read_predictor(uri: str, *, field: str) -> Predictor:
     try:
         model = Model.model_validate(found["model"])
         predictor = Predictor(
-            model=model,
+            scorer=Scorer(model),
             threshold=None if found["threshold"] is None else float(found["threshold"]),
             **{name: str(found[name]) for name in NAMED},
         )

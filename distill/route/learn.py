@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.difficulty import Calibration, Model, calibrated, score
+from cluster.difficulty import Calibration, Model, Scorer, calibrated
 from cluster.prompt_features import BUCKETS, Features, features_of, settings
 
 Floats = NDArray[np.float64]
@@ -32,10 +32,12 @@ class Learned:
     """The model for the server, and what it would have said of prompts it was not fitted to."""
 
     model: Model
+    scores: Floats
+    """Of the held-out prompts, out of fold, before calibration: what ranks them."""
     probabilities: Floats
-    """Of the held-out prompts, out of fold, by the model's own calibration."""
+    """The same by the model's own calibration: what thresholds are compared with."""
     honest: Floats
-    """The same with each fold calibrated by the others: what Brier score and ECE are read from."""
+    """With each fold calibrated by the others: what Brier score and ECE are read from."""
     folds: int
 
 
@@ -59,11 +61,13 @@ def learn(
     raw = np.zeros(len(texts))
     fold_of = np.zeros(len(texts), dtype=np.int64)
     for fold, (fitted, tested) in enumerate(splits.split(raw, labels)):
-        model = fit(
-            [*(rows[place] for place in fitted), *extra],
-            np.concatenate([labels[fitted], extra_labels]),
+        scorer = Scorer(
+            fit(
+                [*(rows[place] for place in fitted), *extra],
+                np.concatenate([labels[fitted], extra_labels]),
+            )
         )
-        raw[tested] = [score(model, texts[place]) for place in tested]
+        raw[tested] = [scorer.score(texts[place]) for place in tested]
         fold_of[tested] = fold
     calibration = platt(raw, labels)
     model = fit([*rows, *extra], np.concatenate([labels, extra_labels]))
@@ -74,6 +78,7 @@ def learn(
         honest[inside] = [calibrated(value, by) for value in raw[inside]]
     return Learned(
         model=model.model_copy(update={"calibration": calibration}),
+        scores=raw,
         probabilities=np.array([calibrated(value, calibration) for value in raw]),
         honest=honest,
         folds=folds,

