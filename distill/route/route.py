@@ -85,9 +85,7 @@ def route(
         }
     learned = learn(held.texts, held.wrong, more=more.rows, seed=seed)
     wrong = np.asarray(held.wrong, dtype=np.float64)
-    figures = worth(
-        learned.probabilities, learned.honest, wrong, _bootstrap(len(wrong), samples, seed)
-    )
+    figures = worth(learned.scores, learned.honest, wrong, _bootstrap(len(wrong), samples, seed))
     found |= {
         "worth": figures | {"folds": learned.folds},
         "model": learned.model.model_dump(mode="json"),
@@ -119,7 +117,8 @@ def _verdict(found: Row, point: Point, rule: str) -> Row:
     if not figures["better_than_chance"]:
         return {
             "reason": "which prompts the student gets wrong is predicted no better than by chance: "
-            f"AUC {figures['auc']:.2f}, 95% interval {low:.2f} to {high:.2f} holds or is below 0.5"
+            f"AUC {figures['auc']:.2f} ({low:.2f} to {high:.2f}, chance is 0.5), Brier score "
+            f"{figures['brier']:.4f} ({figures['brier_constant']:.4f} for a constant)"
         }
     if point["threshold"] is None:
         return {"reason": f"the student alone is the {rule}"}
@@ -133,6 +132,11 @@ def _notes(held: HeldOut, subject: Subject) -> list[str]:
     if subject.teacher_is_reference and subject.other == TEACHER:
         notes.append(
             "The teacher's answers are the reference, so its accuracy is 1.0 by definition."
+        )
+    if all(right in (True, None) for right in held.other_right):
+        notes.append(
+            f"{subject.other} was right about every prompt: its true share may still be up to 3/n "
+            "lower (rule of three), and an interval around 1 collapses."
         )
     unknown = sum(right is None for right in held.other_right)
     if unknown:

@@ -14,15 +14,14 @@ BINS = 10
 CHANCE = 0.5
 
 
-def worth(
-    probabilities: Floats, honest: Floats, wrong: Floats, bootstrap: Bootstrap
-) -> dict[str, Any]:
+def worth(scores: Floats, honest: Floats, wrong: Floats, bootstrap: Bootstrap) -> dict[str, Any]:
     """Return AUC with its interval, Brier score and ECE of both predictors, and the bins.
 
-    `probabilities` rank, `honest` are calibrated by other folds. `better_than_chance` asks that
-    the AUC's whole interval is above a half.
+    `scores` rank, `honest` are probabilities calibrated by other folds. `better_than_chance` asks
+    that the AUC's whole interval is above a half and the Brier score below the constant's: folds
+    share their fitting, so the interval alone is too narrow.
     """
-    auc, ends = area(probabilities, wrong, bootstrap)
+    auc, ends = area(scores, wrong, bootstrap)
     base = float(wrong.mean())
     # The constant one is told the rate of the very prompts it is judged by: the hardest to beat.
     constant = np.full(len(wrong), base)
@@ -30,7 +29,9 @@ def worth(
     return {
         "auc": auc,
         "auc_ci95": ends,
-        "better_than_chance": bool(ends and ends[0] > CHANCE),
+        "better_than_chance": bool(
+            ends and ends[0] > CHANCE and brier(honest, wrong) < brier(constant, wrong)
+        ),
         "brier": brier(honest, wrong),
         "brier_constant": brier(constant, wrong),
         "brier_gain_ci95": bootstrap.mean_interval((constant - wrong) ** 2 - (honest - wrong) ** 2),
