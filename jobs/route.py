@@ -119,11 +119,11 @@ def _show(run: Run, found: Row) -> None:
         low, high = figures["auc_ci95"] or (0.0, 1.0)
         display.table(
             "P(student wrong | prompt), out of fold",
-            ["", "AUC", "Brier", "calibration error"],
+            ["", "AUC", "p", "Brier", "calibration error"],
             [
                 ["predictor", f"{figures['auc']:.3f} [{low:.3f}, {high:.3f}]",
-                 f"{figures['brier']:.4f}", f"{figures['ece']:.4f}"],
-                ["constant", "0.500", f"{figures['brier_constant']:.4f}",
+                 f"{figures['p_value']:.3g}", f"{figures['brier']:.4f}", f"{figures['ece']:.4f}"],
+                ["constant", "0.500", "", f"{figures['brier_constant']:.4f}",
                  f"{figures['ece_constant']:.4f}"],
             ],
         )  # fmt: skip

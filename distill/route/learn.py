@@ -10,21 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.difficulty import Calibration, Model, Scorer, calibrated
-from cluster.prompt_features import BUCKETS, Features, features_of, settings
+from cluster.prompt_features import features_of
+from distill.route.chance import p_value
+from distill.route.regression import fit
 
 Floats = NDArray[np.float64]
 
 LEAST_OF_EACH = 8
 """Fewest prompts answered wrongly, and rightly: fewer say nothing about others."""
 MOST_FOLDS = 10
-STRENGTH = 3.0
-"""scikit-learn's C, the inverse of the regularisation."""
-COUNTS_SCALE = 0.5
-"""Spread of a standardised count beside n-gram rows of length about one or two."""
-
-
-LEAST_SPREAD = 1e-9
-"""Of a count that says anything."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,8 @@ class Learned:
     honest: Floats
     """With each fold calibrated by the others: what Brier score and ECE are read from."""
     folds: int
+    p_value: float
+    """That labels without any relation to the prompts are ranked as well."""
 
 
 def learn(
@@ -82,34 +78,7 @@ def learn(
         probabilities=np.array([calibrated(value, calibration) for value in raw]),
         honest=honest,
         folds=folds,
-    )
-
-
-def fit(rows: Sequence[Features], labels: NDArray[np.int64]) -> Model:
-    """Fit the regression; scales and inverse document frequencies end up in the coefficients."""
-    from scipy.sparse import csr_matrix, hstack
-    from sklearn.linear_model import LogisticRegression
-
-    counts = np.array([row.counts for row in rows])
-    mean, spread = counts.mean(axis=0), counts.std(axis=0)
-    # The mean of equal numbers is rounded, so that their spread need not be nothing.
-    scale = COUNTS_SCALE / np.where(spread > LEAST_SPREAD, spread, np.inf)
-    starts = np.cumsum([0, *(len(row.buckets) for row in rows)])
-    places = np.concatenate([row.buckets for row in rows])
-    weights = np.concatenate([row.weights for row in rows])
-    # What stands in every prompt says nothing; smoothed as scikit-learn's TfidfTransformer does.
-    seen = np.bincount(places, minlength=BUCKETS)
-    rare = np.log((1 + len(rows)) / (1 + seen))
-    grams = csr_matrix((weights * rare[places], places, starts), shape=(len(rows), BUCKETS))
-    table = hstack([csr_matrix((counts - mean) * scale), grams], format="csr")
-    found = LogisticRegression(C=STRENGTH, max_iter=2000).fit(table, labels)
-    of_counts = found.coef_[0, : counts.shape[1]] * scale
-    return Model(
-        features=settings(),
-        intercept=float(found.intercept_[0] - of_counts @ mean),
-        counts=[float(value) for value in of_counts],
-        calibration=Calibration(slope=1.0, offset=0.0),
-        buckets=[float(value) for value in found.coef_[0, counts.shape[1] :] * rare],
+        p_value=p_value(rows, labels, extra=extra, extra_labels=extra_labels, seed=seed),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from cluster.difficulty import FORMAT, TEACHER, VERSION
 from distill.evaluate.metrics import Bootstrap
+from distill.route.chance import LEVEL
 from distill.route.curve import Outcomes, Point, Wish, cost_quality, pick
 from distill.route.labels import HeldOut, Logged
 from distill.route.learn import LEAST_OF_EACH, learn
@@ -85,7 +86,13 @@ def route(
         }
     learned = learn(held.texts, held.wrong, more=more.rows, seed=seed)
     wrong = np.asarray(held.wrong, dtype=np.float64)
-    figures = worth(learned.scores, learned.honest, wrong, _bootstrap(len(wrong), samples, seed))
+    figures = worth(
+        learned.scores,
+        learned.honest,
+        wrong,
+        _bootstrap(len(wrong), samples, seed),
+        p_value=learned.p_value,
+    )
     found |= {
         "worth": figures | {"folds": learned.folds},
         "model": learned.model.model_dump(mode="json"),
@@ -117,8 +124,8 @@ def _verdict(found: Row, point: Point, rule: str) -> Row:
     if not figures["better_than_chance"]:
         return {
             "reason": "which prompts the student gets wrong is predicted no better than by chance: "
-            f"AUC {figures['auc']:.2f} ({low:.2f} to {high:.2f}, chance is 0.5), Brier score "
-            f"{figures['brier']:.4f} ({figures['brier_constant']:.4f} for a constant)"
+            f"AUC {figures['auc']:.2f} ({low:.2f} to {high:.2f}, chance is 0.5), p "
+            f"{figures['p_value']:.2g} where {LEVEL:g} is asked for"
         }
     if point["threshold"] is None:
         return {"reason": f"the student alone is the {rule}"}

@@ -8,18 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.evaluate.metrics import Bootstrap, interval
+from distill.route.chance import LEVEL
 
 Floats = NDArray[np.float64]
 BINS = 10
 CHANCE = 0.5
 
 
-def worth(scores: Floats, honest: Floats, wrong: Floats, bootstrap: Bootstrap) -> dict[str, Any]:
+def worth(
+    scores: Floats, honest: Floats, wrong: Floats, bootstrap: Bootstrap, *, p_value: float
+) -> dict[str, Any]:
     """Return AUC with its interval, Brier score and ECE of both predictors, and the bins.
 
     `scores` rank, `honest` are probabilities calibrated by other folds. `better_than_chance` asks
-    that the AUC's whole interval is above a half and the Brier score below the constant's: folds
-    share their fitting, so the interval alone is too narrow.
+    that the AUC's whole interval is above a half and that its permutation test says so.
     """
     auc, ends = area(scores, wrong, bootstrap)
     base = float(wrong.mean())
@@ -29,9 +31,8 @@ def worth(scores: Floats, honest: Floats, wrong: Floats, bootstrap: Bootstrap) -
     return {
         "auc": auc,
         "auc_ci95": ends,
-        "better_than_chance": bool(
-            ends and ends[0] > CHANCE and brier(honest, wrong) < brier(constant, wrong)
-        ),
+        "p_value": p_value,
+        "better_than_chance": bool(ends and ends[0] > CHANCE and p_value <= LEVEL),
         "brier": brier(honest, wrong),
         "brier_constant": brier(constant, wrong),
         "brier_gain_ci95": bootstrap.mean_interval((constant - wrong) ** 2 - (honest - wrong) ** 2),

@@ -18,7 +18,8 @@ from cluster.storage import Store
 from distill.evaluate.metrics import Bootstrap
 from distill.route.curve import Wish, pick
 from distill.route.labels import Logged, held_out, logged
-from distill.route.learn import fit, learn, platt
+from distill.route.learn import learn, platt
+from distill.route.regression import fit
 from distill.route.report import write_report
 from distill.route.worth import area, calibration_error, reliability
 
