@@ -124,6 +124,28 @@ def relabel(config: tuple[str, ...], **options: Any) -> None:
     run_relabel(files, overrides=overrides, **options)
 
 
+@cli.command(context_settings=OVERRIDES)
+@click.argument("config", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--since", help="Take the log's outcomes too, from: 2026-05-01, 24h, 7d.")
+@click.option("--until", help="And up to; without it, now.")
+@click.option("--other", metavar="RUN", help="Folder of a run whose student is the other model; "
+              "without it the teacher is.")  # fmt: skip
+@click.option("--max-usd-per-1k", type=POSITIVE, help="Most accurate for at most so much.")
+@click.option("--min-quality", type=click.FloatRange(0, 1), help="Cheapest of such accuracy.")
+@click.option("--teacher-share", type=click.FloatRange(0, 1), help="Most that is sent away.")
+def route(config: tuple[str, ...], **options: Any) -> None:
+    """Learn which prompts the student gets wrong; show what sending them elsewhere brings.
+
+    Writes routing.json, which `[serve.routing.<name>]` takes, and routing.html with the
+    cost-quality curve into the run folder. Says so where difficulty cannot be read off the prompts.
+    Without a flag it picks the cheapest threshold within one point of the best accuracy.
+    """
+    from jobs.route import route_run
+
+    files, overrides = _split(config)
+    route_run(files, overrides=overrides, **options)
+
+
 @cli.command("select-teacher", context_settings=OVERRIDES)
 @click.argument("config", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--dry-run", is_flag=True, help="Print what the candidates would cost, and stop.")

@@ -17,6 +17,7 @@ from jobs.client import api_client
 from jobs.display import StepProgress
 from jobs.entry import stage_main
 from jobs.quality import quality_parts
+from jobs.routing import routing_parts
 from jobs.run import Run, StageResult
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def start(run: Run) -> str:
         registry_uri=config.registry.uri,
         accelerator=config.cluster.accelerator,
         quality=quality_parts(config),
+        routing=routing_parts(config),
     )
 
 

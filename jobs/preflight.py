@@ -16,6 +16,7 @@ from distill.train.prepare import check_settings
 from distill.train.stage import with_absolute_paths
 from distill.train.track import check_trackers
 from jobs.config import RunConfig
+from jobs.routing import routing_parts
 from jobs.run import Run
 
 
@@ -40,6 +41,8 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
         require_servable(run.config.student.tuning)
     if {"train", "evaluate", "deploy"} & set(stages) and local:
         require_memory(config.cluster.min_free_memory_gb, purpose="this run")
+    if "deploy" in stages:
+        routing_parts(config)
     if "deploy" in stages and local:
         require_port(config.serve.port, field="serve.port", host=config.serve.host)
 

@@ -30,7 +30,8 @@ def quality_parts(config: RunConfig) -> dict[str, QualityParts]:
     for name, section in config.serve.quality.items():
         folder = str(load_task(section.task or config.task.folder).folder)
         make_teacher = None
-        if "teacher" in section.on_failure:
+        routing = config.serve.routing.get(name)
+        if "teacher" in section.on_failure or (routing is not None and routing.is_teacher):
             make_teacher = MakeTeacher(folder, _teacher_of(name, section, config))
             make_teacher()
         parts[name] = QualityParts(section, TaskChecks(folder, verify=section.verify), make_teacher)
@@ -48,9 +49,9 @@ def _teacher_of(name: str, section: QualityConfig, config: RunConfig) -> LiteLLM
     if isinstance(config.teacher, LiteLLMTeacher):
         return config.teacher
     raise ConfigError(
-        f"serve.quality.{name}.on_failure has `teacher`, but the run's teacher is of kind "
-        f"{config.teacher.kind!r}, which cannot answer a request. Give "
-        f'[serve.quality.{name}.teacher] kind = "litellm" and model = "…", or leave the step out.'
+        f"serve.quality.{name}.on_failure or serve.routing.{name}.to has `teacher`, but the run's "
+        f"teacher is of kind {config.teacher.kind!r}, which cannot answer a request. Give "
+        f'[serve.quality.{name}.teacher] kind = "litellm" and model = "…", or leave it out.'
     )
 
 

@@ -70,7 +70,8 @@ def relabel(
         number = latest(datasets)
         parent = read_version(datasets, number) if number else _of_run(run)
         window = log_window(config, since=since, until=until)
-        found = candidates(run.task, window.rows, known=parent.ids, masking=config.relabel.masking)
+        asked = [*window.rows, *window.routed]
+        found = candidates(run.task, asked, known=parent.ids, masking=config.relabel.masking)
         training = [row for row in parent.prompts if row["split"] == "train"]
         least = least_training(config.relabel)
         if len(training) < least:
@@ -80,7 +81,7 @@ def relabel(
             )
         picks = _picked(run, found, training)
         counts = Counter(one.reason for one in picks)
-        _say_picks(run, found, counts, num_rows=len(window.rows))
+        _say_picks(run, found, counts, num_rows=len(asked))
         if not picks:
             run.display.say("nothing to relabel: every request is known or was answered well")
             return Relabelled(number, 0, {})

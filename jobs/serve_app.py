@@ -30,6 +30,7 @@ def app(args: dict[str, Any]) -> Application:
     given = validate(ServeArgs, args, source="args of the Serve application")
     config = load_run_config(given.config, overrides=given.overrides)
     from jobs.quality import quality_parts
+    from jobs.routing import routing_parts
     from serve.app import build_app
 
     return build_app(
@@ -38,4 +39,5 @@ def app(args: dict[str, Any]) -> Application:
         registry_uri=config.registry.uri,
         accelerator=config.cluster.accelerator,
         quality=quality_parts(config),
+        routing=routing_parts(config),
     )

@@ -15,6 +15,7 @@ from jobs.config import RunConfig
 from jobs.deploy import model_name, start
 from jobs.display import Display
 from jobs.entry import connected, opened_run
+from jobs.routing import routing_parts
 from jobs.run import Run
 from serve.keys import KeyFile
 
@@ -23,6 +24,7 @@ def serve_forever(config: RunConfig) -> None:
     """Deploy and stay until Ctrl-C; aliases that move in the registry are followed."""
     require_chat_template(config.student.model, field="student.model")
     require_port(config.serve.port, field="serve.port", host=config.serve.host)
+    routing_parts(config)
     with opened_run(config) as run:
         run.display.say(f"starting, engine logs in {run.shown('logs')}")
         with connected(run), run.display.step("serve") as progress:

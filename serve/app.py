@@ -19,6 +19,7 @@ from serve.config import ServeConfig
 
 if TYPE_CHECKING:
     from serve.quality.gate import QualityParts
+    from serve.routing.router import RoutingParts
 
 REPLICA_DEPLOYMENT = "replica"
 GATEWAY_DEPLOYMENT = "gateway"
@@ -122,11 +123,12 @@ def build_app(
     registry_uri: str,
     accelerator: str | None,
     quality: Mapping[str, QualityParts] | None = None,
+    routing: Mapping[str, RoutingParts] | None = None,
 ) -> Any:
     """Return the `ray.serve` Application: gateway and replicas, bound together.
 
     `base_model` is a model folder that every node sees, or a hub name; `registry_uri` likewise.
-    `quality` are the parts of `config.quality`, which only `jobs` can make.
+    `quality` and `routing` are the parts of these sections, which only `jobs` can make.
     """
     from ray.serve.llm import build_llm_deployment
 
@@ -160,6 +162,7 @@ def build_app(
         base_name=base_name(config, base_model),
         registry_uri=registry,
         quality=dict(quality or {}),
+        routing=dict(routing or {}),
     )
 
 
@@ -188,6 +191,7 @@ def deploy(
     registry_uri: str,
     accelerator: str | None,
     quality: Mapping[str, QualityParts] | None = None,
+    routing: Mapping[str, RoutingParts] | None = None,
 ) -> str:
     """Serve on the connected Ray; returns the base URL once replicas are warm and routes live.
 
@@ -214,6 +218,7 @@ def deploy(
         registry_uri=registry_uri,
         accelerator=accelerator,
         quality=quality,
+        routing=routing,
     )
     target = ray_serve.RunTarget(
         target=app,

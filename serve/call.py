@@ -10,6 +10,7 @@ from serve.observe import Usage
 from serve.quality.gate import Checked
 from serve.requests import ApiRequest
 from serve.routes import Routed, Target
+from serve.routing.router import Difficulty
 
 MODEL_HEADER = "x-distillery-model"
 
@@ -18,8 +19,8 @@ class Call:
     """One request on its way: what is counted and logged about it."""
 
     __slots__ = (
-        "admission", "checked", "labels", "num_events", "request", "request_id", "route", "routed",
-        "started",
+        "admission", "checked", "difficulty", "labels", "num_events", "request", "request_id",
+        "route", "routed", "started",
     )  # fmt: skip
 
     def __init__(self, route: str, request_id: str):
@@ -32,6 +33,12 @@ class Call:
         self.admission = Admission()
         self.num_events = 0
         self.checked: Checked | None = None
+        self.difficulty: Difficulty | None = None
+
+    def send_to(self, routed: Routed) -> None:
+        """Decide, or decide anew, who answers."""
+        self.routed = routed
+        self.labels = labels_of(routed.target, self.route)
 
     @property
     def target(self) -> Target | None:
@@ -48,7 +55,8 @@ class Call:
         """Of the response; the request id is added by whoever listens."""
         model = {MODEL_HEADER: self.target.served_name} if self.target else {}
         checked = dict(self.checked.headers) if self.checked else {}
-        return self.admission.headers | model | checked
+        moved = self.difficulty.headers if self.difficulty else {}
+        return self.admission.headers | model | moved | checked
 
 
 def overhead_s(call: Call, usage: Usage, *, latency_s: float, ttft_s: float | None) -> float | None:

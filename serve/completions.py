@@ -11,20 +11,22 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from cluster.difficulty import TEACHER
 from serve.admit import Door
 from serve.call import Call, overhead_s
 from serve.config import ServeConfig
 from serve.errors import ApiError, client_left, internal
 from serve.log_rows import row_maker
-from serve.metrics import GatewayMetrics, labels_of
+from serve.metrics import GatewayMetrics
 from serve.observe import Usage
 from serve.quality.answers import as_events, unstreamed
-from serve.quality.gate import QualityGate, ReplicaAnswer
+from serve.quality.gate import Checked, QualityGate, ReplicaAnswer
 from serve.reading import read_body
 from serve.replicas import Replicas
 from serve.request_log import RequestLog
 from serve.requests import ApiRequest, check_size, parse_body, request_id_of
 from serve.routes import Routed, RouteTable
+from serve.routing.router import NOT_THERE, Router
 from serve.split.running import Splits
 from serve.split.shadow import Shadows
 from serve.watcher import RegistryWatcher
@@ -50,6 +52,7 @@ class Completions:
         watcher: RegistryWatcher,
         metrics: GatewayMetrics,
         quality: QualityGate,
+        router: Router,
         splits: Splits,
         shadows: Shadows,
         request_log: RequestLog | None,
@@ -61,6 +64,7 @@ class Completions:
         self._watcher = watcher
         self._metrics = metrics
         self._quality = quality
+        self._router = router
         self._splits = splits
         self._shadows = shadows
         self._log = request_log
@@ -70,12 +74,8 @@ class Completions:
         call = Call(route, request_id_of(http.headers.get(REQUEST_ID_HEADER)))
         try:
             call.request = await self._admit(call, http)
-            call.routed = await self._route(call)
-            call.labels = labels_of(call.target, route)
-            held = self._quality.holds(call.labels["adapter"], route, call.request.payload)
-            if call.request.stream and not held:
-                return await self._begin_stream(call)
-            return await self._answer_whole(call)
+            call.send_to(await self._route(call))
+            return await self._by_difficulty(call)
         except ApiError as error:
             self._failed(call, error)
             return JSONResponse(
@@ -118,6 +118,64 @@ class Completions:
             await self._watcher.refresh()
             return self._table.route(model, user=user)
 
+    async def _by_difficulty(self, call: Call) -> Response:
+        """Let somebody else answer a hard prompt; the student where nobody can, or it is none."""
+        assert call.request is not None
+        assert call.routed is not None
+        asked = call.routed
+        found = call.difficulty = self._router.look(asked, call.route, call.request.payload)
+        if found is None:
+            return await self._answer(call)
+        if found.to == TEACHER:
+            checked, outcome = await self._taught(call)
+            if checked is not None:
+                found.routed_to = TEACHER
+                # Neither a canary's answer nor one that a shadow is compared with.
+                call.send_to(Routed(asked.target))
+            self._router.count(found, reason=outcome)
+            return await self._answer(call) if checked is None else self._whole(call, checked)
+        way = self._router.way(found.to) if found.to is not None else None
+        if way is not None:
+            found.routed_to = way.target.served_name
+            call.send_to(way)
+            try:
+                return await self._answer(call)
+            except ApiError as error:
+                if error.kind != "refused_adapter":
+                    raise
+                # Published, and no replica can hold it.
+                found.routed_to = None
+                call.send_to(asked)
+            finally:
+                self._router.count(found, reason=NOT_THERE)
+        else:
+            self._router.count(found, reason=NOT_THERE)
+        return await self._answer(call)
+
+    async def _taught(self, call: Call) -> tuple[Checked | None, str]:
+        """Ask the teacher; it gets half of the time, so that the student could still answer."""
+        assert call.request is not None
+        self._metrics.begin(call.labels)
+        try:
+            return await self._quality.taught(
+                call.labels,
+                call.route,
+                call.request.payload,
+                request_id=call.request_id,
+                seconds_left=max(0.0, self._config.request_timeout_s - call.elapsed_s) / 2,
+                on_teacher=call.admission.count_teacher,
+            )
+        finally:
+            self._metrics.end(call.labels)
+
+    async def _answer(self, call: Call) -> Response:
+        assert call.request is not None
+        payload = call.request.payload
+        held = self._quality.holds(call.labels["adapter"], call.route, payload)
+        if call.request.stream and not held:
+            return await self._begin_stream(call)
+        return await self._answer_whole(call)
+
     async def _answer_whole(self, call: Call) -> Response:
         """Answer with a whole body; a stream that is checked first gets it as one burst."""
         assert call.request is not None
@@ -125,7 +183,7 @@ class Completions:
         self._metrics.begin(call.labels)
         try:
             first = await self._ask(call, unstreamed(payload))
-            checked = call.checked = await self._quality.checked(
+            checked = await self._quality.checked(
                 call.labels,
                 call.route,
                 payload,
@@ -136,10 +194,15 @@ class Completions:
             )
         finally:
             self._metrics.end(call.labels)
+        return self._whole(call, checked)
+
+    def _whole(self, call: Call, checked: Checked) -> Response:
+        assert call.request is not None
+        call.checked = checked
         self._answered(call, usage=checked.usage, ttft_s=checked.usage.ttft_s)
         if not call.request.stream:
             return Response(checked.content, media_type="application/json", headers=call.headers)
-        events = as_events(checked.content, call.route, payload)
+        events = as_events(checked.content, call.route, call.request.payload)
         return Response(
             events, media_type=EVENT_STREAM, headers=call.headers | {"cache-control": "no-cache"}
         )
@@ -239,5 +302,8 @@ class Completions:
             latency_s=latency_s,
             ttft_s=ttft_s,
             checked=checked,
+            difficulty=call.difficulty,
         )
-        self._log.add(row, always=checked is not None and checked.is_pair)
+        # What the teacher said is material for the next training, whoever asked it.
+        taught = call.difficulty is not None and call.difficulty.routed_to == TEACHER
+        self._log.add(row, always=taught or (checked is not None and checked.is_pair))

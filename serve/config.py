@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from cluster.config import StrictModel
 from cluster.masking import MaskingConfig
 from serve.quality.config import QualityConfig
+from serve.routing.config import RoutingConfig
 
 
 def is_loopback(host: str) -> bool:
@@ -120,6 +121,9 @@ class ServeConfig(StrictModel):
     quality: dict[str, QualityConfig] = Field(default_factory=dict)
     """Checks and fallbacks by model name, `[serve.quality.reconcile]`; a name without a section is
     answered as the student answers."""
+    routing: dict[str, RoutingConfig] = Field(default_factory=dict)
+    """Where hard prompts go, by model name, `[serve.routing.reconcile]`; a name without a section
+    keeps them all."""
     request_log: str = ""
     """URI of the folder for the Parquet request log; empty switches it off."""
     request_log_sample: float = Field(default=1.0, ge=0, le=1)
@@ -150,6 +154,26 @@ class ServeConfig(StrictModel):
                 f"serve.max_ongoing_requests {self.max_ongoing_requests}, the most one "
                 "takes; lower the one or raise the other"
             )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _routes_lead_somewhere(self) -> ServeConfig:
+        problems = []
+        for name, section in self.routing.items():
+            if section.to.partition("@")[0] == name:
+                problems.append(
+                    f"serve.routing.{name}.to {section.to!r} names the student itself; give "
+                    'another adapter\'s name, or "teacher"'
+                )
+            quality = self.quality.get(name)
+            if section.is_teacher and (quality is None or quality.usd_per_day is None):
+                problems.append(
+                    f"serve.routing.{name}.to is 'teacher' and none is configured; give "
+                    f"[serve.quality.{name}] usd_per_day and, where it is not the run's teacher, "
+                    f"[serve.quality.{name}.teacher], or name another adapter"
+                )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.errors import forbidden
 
-EXPOSED = ["x-request-id", "x-distillery-model", "retry-after"]
+EXPOSED = ["x-request-id", "x-distillery-model", "x-distillery-routed", "retry-after"]
 
 
 class Cors:

@@ -42,6 +42,7 @@ from serve.replicas import Replicas
 from serve.request_log import RequestLog
 from serve.requests import parse_object, request_id_of
 from serve.routes import RouteTable
+from serve.routing.router import Router, RoutingParts
 from serve.split.running import Splits
 from serve.split.shadow import Shadows
 from serve.watcher import RegistryWatcher
@@ -99,6 +100,7 @@ class Gateway:
         base_name: str,
         registry_uri: str,
         quality: Mapping[str, QualityParts] | None = None,
+        routing: Mapping[str, RoutingParts] | None = None,
     ):
         self._config = config
         # By value, a call goes to the replica's own gRPC server and not through Ray's object store:
@@ -176,6 +178,7 @@ class Gateway:
             watcher=self._watcher,
             metrics=self._metrics,
             quality=self._quality,
+            router=Router(routing or {}, table=self._table),
             splits=self._splits,
             shadows=shadows,
             request_log=self._request_log,

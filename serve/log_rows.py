@@ -12,6 +12,7 @@ from serve.observe import Usage
 from serve.quality.answers import variables_of
 from serve.quality.gate import Checked
 from serve.requests import prompt_messages
+from serve.routing.router import Difficulty
 
 
 def row_maker(
@@ -25,9 +26,12 @@ def row_maker(
     latency_s: float,
     ttft_s: float | None,
     checked: Checked | None,
+    difficulty: Difficulty | None = None,
 ) -> Callable[[], dict[str, Any]]:
     """Return what makes the row (`serve.request_log.SCHEMA`): it is made off the request path."""
     created_at = time.time()
+    probability = difficulty.probability if difficulty else None
+    routed_to = difficulty.routed_to if difficulty else None
 
     def row() -> dict[str, Any]:
         messages = prompt_messages(payload)
@@ -47,6 +51,8 @@ def row_maker(
             "ttft_s": ttft_s,
             "status": status,
             "created_at": int(created_at * 1000),
+            "difficulty": probability,
+            "routed_to": routed_to,
             **(checked.log_fields if checked else {}),
         }
 

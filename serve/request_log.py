@@ -43,6 +43,8 @@ SCHEMA = pa.schema(
         ("quality", pa.string()),  # passed, why the first answer was refused, or null: unchecked
         ("answered_by", pa.string()),  # student | retry | repair | teacher
         ("refused_completion", pa.string()),  # the student's answer that was replaced, or null
+        ("difficulty", pa.float64()),  # predicted probability that the student is wrong, or null
+        ("routed_to", pa.string()),  # who answered a hard prompt: teacher, a version, or null
         ("masked", pa.string()),  # JSON: replacements by kind; null: the row was not masked
         ("created_at", pa.timestamp("ms", tz="UTC")),
     ]

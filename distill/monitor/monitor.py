@@ -74,7 +74,9 @@ def monitor(
     current = [{"messages": r["messages"], "completion": r["student"]} for r in window.rows]
     answers = [[task.parse(row["completion"]).answer for row in rows] for rows in
                (reference, current)]  # fmt: skip
-    signals = _signals(task, config, reference, current, answers, embeddings)
+    # What went elsewhere was asked all the same: without it the hard prompts would seem to be gone.
+    asked = [*current, *window.routed]
+    signals = _signals(task, config, reference, current, answers, embeddings, asked=asked)
     judge_signals(
         signals,
         min_rows=config.min_rows,
@@ -124,9 +126,11 @@ def _signals(
     current: Sequence[Row],
     answers: Sequence[Sequence[Row | None]],
     embeddings: EmbeddingsConfig,
+    *,
+    asked: Sequence[Row],
 ) -> list[Signal]:
     both = (reference, current)
-    prompts = [[prompt_text(row) for row in rows] for rows in both]
+    prompts = [[prompt_text(row) for row in rows] for rows in (reference, asked)]
     said = [[row["completion"] for row in rows] for rows in both]
     found = []
     for name, (ours, theirs) in {"prompt": prompts, "completion": said}.items():

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
+from cluster.difficulty import TEACHER
 from cluster.errors import ConfigError, DataError
 from distill.formats.files import find, storage_errors
 
@@ -36,6 +37,8 @@ OPTIONAL = {
     "quality": pa.string(),
     "refused_completion": pa.string(),
     "variables": pa.string(),
+    "difficulty": pa.float64(),
+    "routed_to": pa.string(),
 }
 """Columns that older logs lack; they are null there."""
 AGO = re.compile(r"(\d+)([mhdw])")
@@ -50,10 +53,13 @@ class Window:
 
     rows: list[Row]
     """The log's columns; `messages` is read (a list), `student` is the student's own answer."""
+    routed: list[Row]
+    """Of hard prompts that went elsewhere the same; `student` is empty, since it was not asked."""
     num_rows: int
     """All that were in the window, of which `rows` may be a sample."""
     left_out: dict[str, int]
-    """Rows of the window that are not compared: `shadow`, `not_answered`, `unreadable`."""
+    """Rows of the window that are not compared: `shadow`, `not_answered`, `unreadable`, and
+    `routed` of the student's answers."""
     versions: dict[str, int]
     """Rows by the version that answered."""
     since: datetime | None
@@ -83,17 +89,24 @@ def read_window(
     places = list(range(answered.num_rows))
     if max_rows is not None and len(places) > max_rows:
         places = random.Random(seed).sample(places, max_rows)
-    rows = []
+    rows: list[Row] = []
+    routed: list[Row] = []
     for row in sorted(answered.take(pa.array(places, pa.int64())).to_pylist(), key=_order):
         messages = _messages(row["messages"])
         if messages is None:
             left_out["unreadable"] += 1
             continue
+        if _went_elsewhere(row, adapter):
+            left_out["routed"] += 1
+            routed.append({**row, "messages": messages, "student": ""})
+            continue
         student = row["refused_completion"] or row["completion"] or ""
         rows.append({**row, "messages": messages, "student": student})
     versions = Counter(row["model_answered"] for row in rows)
     counts = {reason: count for reason, count in left_out.items() if count}
-    return Window(rows, answered.num_rows, counts, dict(versions.most_common()), since, until)
+    return Window(
+        rows, routed, answered.num_rows, counts, dict(versions.most_common()), since, until
+    )
 
 
 def parse_time(text: str | None, *, now: datetime, option: str) -> datetime | None:
@@ -111,6 +124,14 @@ def parse_time(text: str | None, *, now: datetime, option: str) -> datetime | No
             "how long ago: 90m, 24h, 7d, 4w."
         ) from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _went_elsewhere(row: Row, adapter: str) -> bool:
+    """Whether the teacher or another adapter was given a prompt in this one's place."""
+    if not row["routed_to"]:
+        return False
+    name = (row["model_answered"] or "").partition("@")[0]
+    return row["routed_to"] == TEACHER or name != adapter
 
 
 def _order(row: Row) -> tuple[Any, str]:

@@ -22,7 +22,7 @@ class Candidates:
 
     rows: list[Row] = field(default_factory=list)
     """Prompts (`distill.records.PROMPT`, split train) with `student`, the student's answer, and
-    `mean_logprob` and `quality` as the log has them."""
+    `mean_logprob` and `quality` as the log has them, and `routed_to` where it was not asked."""
     left_out: Counter[str] = field(default_factory=Counter)
     """`unusable`, `known` (trained, held out or relabelled before) and `duplicate`."""
     masked: Counter[str] = field(default_factory=Counter)
@@ -72,6 +72,8 @@ def candidates(
                 "student": student,
                 "mean_logprob": row.get("mean_logprob"),
                 "quality": row.get("quality"),
+                # Of the larger adapter's own answers this says nothing.
+                "routed_to": None if row["student"] else row.get("routed_to"),
             }
         )
     return found

@@ -16,9 +16,10 @@ from distill.relabel.config import RelabelConfig
 from distill.tasks.task import Task
 
 Row = dict[str, Any]
-REASONS = ("parser", "verifier", "quality", "low_confidence", "uncovered")
+REASONS = ("parser", "verifier", "quality", "routed", "low_confidence", "uncovered")
 """Why a request is picked, in this order: the answer cannot be read, execution says it is wrong,
-the gateway's checks refused it, the student was unsure, no training prompt is like it."""
+the gateway's checks refused it, it was predicted to be too hard and went elsewhere, the student was
+unsure, no training prompt is like it."""
 PASSED = "passed"
 ROWS_PER_CLUSTER = 10
 
@@ -46,7 +47,10 @@ def pick(
     `rows` are `Candidates.rows`, `training` the prompts that the student learned from, `min_score`
     the verifier's score from which an answer is right.
     """
-    found = [*_failures(task, rows, min_score=min_score), *_doubts(task, rows, config)]
+    elsewhere = [row for row in rows if row.get("routed_to")]
+    own = [row for row in rows if not row.get("routed_to")]
+    found = [Pick(row, "routed", f"to {row['routed_to']}") for row in elsewhere]
+    found += [*_failures(task, own, min_score=min_score), *_doubts(task, own, config)]
     found += _uncovered(rows, training, config, embed)
     first: dict[str, Pick] = {}
     for one in sorted(found, key=lambda one: REASONS.index(one.reason)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from serve.quality.assurance import TeacherAnswer
@@ -37,20 +38,34 @@ def text_of(content: bytes, route: str) -> str:
 
 def in_place_of(content: bytes, route: str, answer: TeacherAnswer, *, model: str) -> bytes:
     """Return the student's response with the teacher's words, tokens and name in it."""
-    response = json.loads(content)
-    response["model"] = model
+    response = json.loads(content) | _said(route, answer, model=model)
+    return json.dumps(response, ensure_ascii=False).encode()
+
+
+def body_of(route: str, answer: TeacherAnswer, *, model: str, request_id: str) -> bytes:
+    """Return a response of the teacher's own, where no student was asked."""
+    chat = route == "chat"
+    response = {
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{request_id}",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": int(time.time()),
+        **_said(route, answer, model=model),
+    }
+    return json.dumps(response, ensure_ascii=False).encode()
+
+
+def _said(route: str, answer: TeacherAnswer, *, model: str) -> dict[str, Any]:
     choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "stop"}
     if route == "chat":
         choice["message"] = {"role": "assistant", "content": answer.text}
     else:
         choice["text"] = answer.text
-    response["choices"] = [choice]
-    response["usage"] = {
+    usage = {
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
         "total_tokens": answer.prompt_tokens + answer.completion_tokens,
     }
-    return json.dumps(response, ensure_ascii=False).encode()
+    return {"model": model, "choices": [choice], "usage": usage}
 
 
 def as_events(content: bytes, route: str, payload: dict[str, Any]) -> bytes:

@@ -108,6 +108,23 @@ class Assurance:
         self._rate.answered()
         return await self._refusal(given)
 
+    async def teach(
+        self,
+        messages: list[dict[str, str]],
+        *,
+        variables: dict[str, Any] | None,
+        seconds_left: float,
+    ) -> tuple[TeacherAnswer | None, str]:
+        """Ask the teacher first, within the same rate and budget; its answer and the outcome.
+
+        Only an outcome `passed` may be served; whatever the answer cost is counted.
+        """
+        answer, outcome = await self._ask_teacher(messages, variables, seconds_left=seconds_left)
+        if outcome == "passed":
+            # Of a student's answer it is `check` that says so.
+            self._rate.answered()
+        return answer, outcome
+
     async def assure(
         self,
         messages: list[dict[str, str]],
@@ -131,7 +148,7 @@ class Assurance:
         for step in self.config.on_failure:
             if step == "teacher":
                 answer, outcome = await self._ask_teacher(
-                    messages, first.given, seconds_left=seconds_left()
+                    messages, first.given.variables, seconds_left=seconds_left()
                 )
                 attempt = first
                 usd += answer.usd if answer else 0.0
@@ -182,7 +199,11 @@ class Assurance:
         return attempt, again.reason if again else "passed"
 
     async def _ask_teacher(
-        self, messages: list[dict[str, str]], first: Given, *, seconds_left: float
+        self,
+        messages: list[dict[str, str]],
+        variables: dict[str, Any] | None,
+        *,
+        seconds_left: float,
     ) -> tuple[TeacherAnswer | None, str]:
         if self._teacher is None:
             return None, UNAVAILABLE
@@ -206,7 +227,7 @@ class Assurance:
             log.warning("the teacher did not answer: %s", answer.error)
             return answer, UNAVAILABLE
         # How sure the student was says nothing about the teacher's answer.
-        given = Given(answer.text, variables=first.variables)
+        given = Given(answer.text, variables=variables)
         again = await self._refusal(given)
         return answer, again.reason if again else "passed"
 

@@ -21,7 +21,7 @@ class QualityConfig(StrictModel):
     `metadata.variables`."""
     min_mean_logprob: float | None = Field(default=None, le=0)
     """Least mean log-probability of the answer's tokens, nats a token; `None` asks for none.
-    `distillery route` shows what a value costs and brings."""
+    The request log has what answers had."""
     min_chars: int = Field(default=1, ge=0)
     """Shortest answer, in characters."""
     max_chars: int | None = Field(default=None, ge=1)
@@ -38,7 +38,8 @@ class QualityConfig(StrictModel):
     teacher_burst: int = Field(default=20, ge=1)
     """Teacher's answers in a row that the rate allows for after a quiet time."""
     usd_per_day: float | None = Field(default=None, gt=0)
-    """Dollars that the teacher may cost in a day (UTC); needed for a step `teacher`."""
+    """Dollars that the teacher may cost in a day (UTC); needed for a step `teacher` and for
+    `serve.routing.<name>.to = "teacher"`."""
     otherwise: Literal["serve", "refuse"] = "serve"
     """When no step gave an answer that passes: `serve` the student's, marked in a header, or
     `refuse` with status 502."""

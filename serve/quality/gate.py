@@ -13,13 +13,21 @@ from serve.live import LiveFigures
 from serve.observe import MAX_LOGGED_CHARS, Usage
 from serve.quality.allowance import DailyBudget
 from serve.quality.answers import (
+    body_of,
     in_place_of,
     is_checkable,
     text_of,
     unstreamed,
     variables_of,
 )
-from serve.quality.assurance import Assurance, Assured, Attempt, Teacher
+from serve.quality.assurance import (
+    UNAVAILABLE,
+    Assurance,
+    Assured,
+    Attempt,
+    Teacher,
+    TeacherAnswer,
+)
 from serve.quality.checks import Given, TaskCheck
 from serve.quality.config import QualityConfig
 from serve.quality.metrics import QualityMetrics
@@ -184,6 +192,45 @@ class QualityGate:
             raise refused_answer(assured.reason)
         return self._served(labels["adapter"], route, assured)
 
+    async def taught(
+        self,
+        labels: dict[str, str],
+        route: str,
+        payload: dict[str, Any],
+        *,
+        request_id: str,
+        seconds_left: float,
+        on_teacher: CountTeacher,
+    ) -> tuple[Checked | None, str]:
+        """Have the teacher answer before any student is asked, where it may.
+
+        Returns the answer, or `None` and why there is none: `several_answers`, `no_allowance`,
+        `no_budget`, `unavailable`, or the check that the teacher's answer failed.
+        """
+        if not is_checkable(route, payload):
+            return None, "several_answers"
+        adapter = labels["adapter"]
+        assurance = self._assurances.get(adapter)
+        if assurance is None:
+            return None, UNAVAILABLE
+        answer, outcome = await assurance.teach(
+            prompt_messages(payload), variables=variables_of(payload), seconds_left=seconds_left
+        )
+        if answer is not None:
+            assert self._metrics is not None
+            self._metrics.spent(adapter, answer.usd)
+            on_teacher(tokens=answer.prompt_tokens + answer.completion_tokens, usd=answer.usd)
+        if answer is None or outcome != "passed":
+            return None, outcome
+        name = self._teachers[adapter].name
+        return Checked(
+            body_of(route, answer, model=name, request_id=request_id),
+            usage_of(answer),
+            quality=outcome,
+            answered_by="teacher",
+            headers={ANSWERED_BY_HEADER: "teacher", QUALITY_HEADER: outcome},
+        ), outcome
+
     async def looked_at(
         self, labels: dict[str, str], route: str, payload: dict[str, Any], usage: Usage
     ) -> Checked | None:
@@ -206,12 +253,7 @@ class QualityGate:
         if assured.teacher is not None:
             name = self._teachers[adapter].name
             content = in_place_of(content, route, assured.teacher, model=name)
-            usage = Usage(
-                prompt_tokens=assured.teacher.prompt_tokens,
-                completion_tokens=assured.teacher.completion_tokens,
-                text=assured.teacher.text,
-                finish_reason="stop",
-            )
+            usage = usage_of(assured.teacher)
         quality = assured.reason or "passed"
         return Checked(
             content,
@@ -245,6 +287,16 @@ class QualityGate:
                 prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
             )
             self._metrics.saved(adapter, saved)
+
+
+def usage_of(answer: TeacherAnswer) -> Usage:
+    """Return what the teacher says its answer was."""
+    return Usage(
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        text=answer.text,
+        finish_reason="stop",
+    )
 
 
 def given_of(answer: ReplicaAnswer, route: str) -> Given:

@@ -152,3 +152,31 @@ def test_few_training_prompts_say_nothing_of_coverage(tmp_path):
             embed=build_embed(EmbeddingsConfig()), min_score=0.8,
         )  # fmt: skip
         assert [one.reason for one in picks] == expected
+
+
+def test_a_hard_prompt_that_went_elsewhere_is_picked_though_no_student_answered(tmp_path):
+    rows = [log_row(n, row, quality="passed") for n, row in enumerate(asked(TASK, 6, seed=12))]
+    teacher = {"routed_to": "teacher", "answered_by": "teacher", "difficulty": 0.7}
+    rows[0] |= teacher
+    rows[1] |= {"routed_to": "large@v2", "model_answered": "large@v2", "difficulty": 0.6}
+    window = read_window(str(write_log(tmp_path / "log", rows)), adapter="reconcile")
+    assert (len(window.rows), window.left_out) == (4, {"routed": 2})
+    assert [row["student"] for row in window.routed] == ["", ""]
+    every = candidates(
+        TASK, [*window.rows, *window.routed], known=set(), masking=MaskingConfig()
+    ).rows
+    picks = pick(
+        TASK,
+        RelabelConfig(),
+        every,
+        training=[],
+        embed=build_embed(EmbeddingsConfig()),
+        min_score=0.8,
+    )
+    assert {(one.reason, one.detail) for one in picks} == {
+        ("routed", "to teacher"),
+        ("routed", "to large@v2"),
+    }
+    # To the larger adapter they are answers of its own.
+    own = read_window(str(tmp_path / "log"), adapter="large")
+    assert (len(own.rows), own.left_out) == (1, {})

@@ -1,0 +1,1 @@
+"""Which prompts a student gets wrong, and what sending them elsewhere costs and brings."""
