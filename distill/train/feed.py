@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -31,6 +33,8 @@ TRAINING = "training"
 STEPS_TOGETHER = 8
 """Steps of one worker in a block; more where there would be more than `MOST_BLOCKS`."""
 MOST_BLOCKS = 2_000
+CLOSE_S = 10.0
+"""How long the end of a training waits for Ray Data to stop."""
 WORKERS_FED = 4
 """Workers for whom one process fills blocks; that takes it milliseconds a step."""
 PLANNED = pa.schema(
@@ -212,12 +216,26 @@ class Steps:
         self._worker = worker
         self._read: queue.Queue[Any] = queue.Queue(maxsize=2)
         self._ahead: deque[WorkerStep] = deque()
-        threading.Thread(target=self._follow, args=(shard,), daemon=True).start()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._follow, args=(shard,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Read no further: Ray Data still at work would go down with Ray, and the process too."""
+        self._closed.set()
+        deadline = time.monotonic() + CLOSE_S
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            with suppress(queue.Empty):  # it may be waiting for room
+                self._read.get(timeout=0.1)
 
     def _follow(self, shard: Any) -> None:
         try:
-            for table in shard.iter_batches(batch_size=1, batch_format="pyarrow"):
+            batches = iter(shard.iter_batches(batch_size=1, batch_format="pyarrow"))
+            for table in batches:
+                if self._closed.is_set():
+                    break
                 self._read.put(table.to_pylist()[0])
+            del batches  # ends what still fills blocks
             self._read.put(None)
         except Exception as error:  # raised where the step is asked for
             self._read.put(error)

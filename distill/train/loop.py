@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ class WorkerConfig:
 
 def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train one student; returns the final `Position` as a dictionary, and what stopped the run."""
+    with ExitStack() as stack:
+        return _run(config, stack)
+
+
+def _run(config: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
     import deepspeed
     import ray
     import ray.train
@@ -83,7 +89,8 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     if short is not None:
         return {**asdict(Position()), "stopped": "disk_full", **short}
     # Ray Data fills the first batches while the model is loaded.
-    steps = Steps(ray.train.get_dataset_shard(TRAINING), worker=rank)
+    shard = ray.train.get_dataset_shard(TRAINING)
+    steps = stack.enter_context(closing(Steps(shard, worker=rank)))
     module, plain_because = build_training(
         student_config, train, summary=told.summary, device=device
     )
