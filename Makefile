@@ -105,7 +105,7 @@ SHARED := -n auto --dist loadfile
 PAIRED := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: model lint
-	@$(RUN)/python -m pytest -m "not model" $(SHARED)
+	@$(RUN)/python -m pytest -m "not model" $(SHARED) --durations=15
 	$(RUN)/python -m pytest -m model $(PAIRED) --durations=15
 
 test-fast: setup
