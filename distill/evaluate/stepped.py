@@ -1,7 +1,7 @@
 """vLLM's synchronous engine, advanced by a thread: one process fewer than vLLM's asynchronous one.
 
-`AsyncLLM` keeps its engine in a process of its own, which imports vLLM a second time: 16 s and
-0.6 GiB on two cores. On a GPU vLLM keeps the second process here too (`LLMEngine` decides).
+`AsyncLLM` keeps its engine in a process of its own, which imports vLLM a second time: 16 s of
+CPU or more (docs/log.md). On a GPU vLLM keeps the second process here too (`LLMEngine` decides).
 """
 
 from __future__ import annotations
@@ -66,8 +66,12 @@ class SteppedEngine:
         done: Future[None] = Future()
 
         def forget() -> None:
-            self._engine.reset_prefix_cache()
-            done.set_result(None)
+            try:
+                self._engine.reset_prefix_cache()
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
 
         self._calls.put(forget)
         await asyncio.wrap_future(done)

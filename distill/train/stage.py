@@ -70,6 +70,11 @@ def train(
     StageError when training cannot go on.
     """
     check_settings(config, train)
+    if train.in_process and accelerator is not None:
+        raise ConfigError(
+            f"train.in_process trains on CPU and cluster.accelerator is {accelerator!r}; set "
+            "train.in_process = false, or leave the accelerator out"
+        )
     check_liger(train, on_gpu=accelerator is not None)
     train = with_absolute_paths(train.for_hardware(accelerator))
     check_model_folder(config.model)
@@ -150,7 +155,6 @@ def _fingerprint(
     """Digests of what decides the outcome; fields that only tune the running are left out."""
     running = {
         "max_failures", "threads_per_worker", "keep_checkpoints", "track", "workers", "liger",
-        "in_process",
     }  # fmt: skip
     return {
         "student": digest_of(config.model_dump()),

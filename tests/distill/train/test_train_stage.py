@@ -305,4 +305,13 @@ def test_bad_input_is_one_clear_error_before_training(
         run(tiny_model, tmp_path, settings(), records=TRAINING[:1])
     with pytest.raises(ConfigError, match="nowhere' is no folder"):
         run(Path("/nowhere"), tmp_path / "other", settings())
+    with pytest.raises(ConfigError, match=r"in_process trains on CPU .* 'H100'"):
+        train(
+            StudentConfig(model=str(tiny_model)),
+            settings(workers=1, in_process=True),
+            records=TRAINING,
+            validation=VALIDATION,
+            run_folder=tmp_path,
+            accelerator="H100",
+        )
     assert not (tmp_path / "curves.jsonl").exists()
