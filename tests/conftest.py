@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 # Processes side by side on two cores: a slow example says nothing about the code.
 settings.register_profile("distillery", deadline=None)
@@ -30,9 +32,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Together(LoadFileScheduling):
+    """`--dist loadfile`, where the files of a package (its fixtures are shared) count as one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        folder = (ROOT / file).parent
+        return str(folder) if (folder / "__init__.py").is_file() else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """Keep the tests that share fixtures in one process."""
+    return Together(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 LONGEST_FIRST = (
-    "test_spine.py", "test_capacity_live.py", "test_watched_served.py", "test_front_served.py",
-    "test_train_stage.py", "test_serving.py", "test_policies_served.py", "test_train_methods.py",
+    "test_spine.py", "test_capacity_live.py", "test_policies.py", "test_watched.py",
+    "test_front_served.py", "test_train_stage.py", "test_serving.py", "test_train_methods.py",
     "test_tune_search.py", "test_generate_several.py", "test_submit.py", "test_generate_faults.py",
     "test_relabel.py",
 )  # fmt: skip

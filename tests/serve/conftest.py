@@ -6,12 +6,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import loopback
 import pytest
-from local_ray import local_ray
+from serving_ray import RayRuntime, serving_ray
 
 from cluster.models import model_digest
 from cluster.registry import AdapterManifest, Registry
@@ -26,23 +25,11 @@ def free_port() -> Callable[[], int]:
     return loopback.free_port
 
 
-@dataclass(frozen=True)
-class RayRuntime:
-    """Where the tests' Ray answers Prometheus."""
-
-    metrics_port: int
-
-
 @pytest.fixture(scope="module")
 def ray_runtime() -> Iterator[RayRuntime]:
-    """Ray with 8 logical CPUs and metrics every second, stopped at the end."""
-    port = loopback.free_port()
-    with local_ray(
-        object_store_mib=200,
-        _metrics_export_port=port,
-        _system_config={"metrics_report_interval_ms": 1000},
-    ):
-        yield RayRuntime(metrics_port=port)
+    """A Ray of the module's own."""
+    with serving_ray() as runtime:
+        yield runtime
 
 
 @pytest.fixture(scope="session")

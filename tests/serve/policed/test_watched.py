@@ -6,7 +6,6 @@ runs, an alias moves, and the gateway's own page is looked at in a real browser.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import subprocess
@@ -18,49 +17,15 @@ from typing import Any
 
 import httpx
 import pytest
+from deployment import QUESTION, SLO_S, Served
 from devtools import open_page
-from openai_server import openai_server
 
 from cluster.monitoring import dashboards
-from cluster.registry import CanaryBounds, Registry, Split
-from distill.tasks.task import load_task
-from distill.teach.config import LiteLLMTeacher
-from jobs.quality import MakeTeacher, TaskChecks
-from serve import app
-from serve.config import ServeConfig
-from serve.quality.config import QualityConfig
-from serve.quality.gate import QualityParts
+from cluster.registry import CanaryBounds, Split
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 MONITORING = Path(dashboards.__file__).parent
-QUESTION = [{"role": "user", "content": "Bank: ACME USD 12.50; ERP: none"}]
-RIGHT = json.dumps(
-    {
-        "classification": "MISSING_ENTRY",
-        "confidence": 0.9,
-        "standard": "IAS 7",
-        "reason": "There is no entry for it.",
-        "action": "post_entry",
-    }
-)
-SLO_S = 0.02
-
-
-class Served:
-    """The deployment under test; `reconcile` has checks and a teacher, `plain` has a canary."""
-
-    def __init__(self, url: str, registry: Registry):
-        self.url = url
-        self.registry = registry
-        self.http = httpx.Client(base_url=url, timeout=180)
-
-    def ask(self, model: str, **fields: Any) -> httpx.Response:
-        body = {"model": model, "messages": QUESTION, "max_tokens": 8, "temperature": 0} | fields
-        return self.http.post("/v1/chat/completions", json=body | {"ignore_eos": True})
-
-    def metrics(self) -> dict[str, Any]:
-        return dict(self.http.get("/admin/metrics").json())
 
 
 def wait_for(condition: Callable[[], Any], *, timeout_s: float = 90) -> Any:
@@ -72,64 +37,19 @@ def wait_for(condition: Callable[[], Any], *, timeout_s: float = 90) -> Any:
 
 
 @pytest.fixture(scope="module")
-def served(
-    ray_runtime: Any,
-    tiny_model: Path,
-    adapters: dict[str, Path],
-    publish: Any,
-    free_port: Callable[[], int],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("watched")
-    registry = Registry(str(folder / "registry"))
-    for name in ("reconcile", "plain"):
-        for adapter in ("one", "two"):
-            publish(registry, name, adapters[adapter])
-        registry.promote(name, 1)
-    quality = QualityConfig(
-        on_failure=["teacher"], usd_per_day=0.005, max_teacher_rate=1.0, allow_truncated=True
-    )
-    config = ServeConfig(
-        port=free_port(),
-        max_loras=4,
-        slo_p90_s=SLO_S,
-        request_log=str(folder / "log"),
-        quality={"reconcile": quality},
-    )
-    task = str(load_task("reconcile").folder)
-    with openai_server(lambda body, number: (200, RIGHT)) as teacher:
-        asked = LiteLLMTeacher(
-            model="openai/frontier",
-            api_base=teacher.url,
-            max_tokens=16,
-            price={"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 10.0},
-        )
-        parts = QualityParts(quality, TaskChecks(task, verify=True), MakeTeacher(task, asked))
-        url = app.deploy(
-            config,
-            base_model=str(tiny_model),
-            registry_uri=str(folder / "registry"),
-            accelerator=None,
-            quality={"reconcile": parts},
-        )
-        yield Served(url, registry)
-        app.shutdown(config.app_name)
-
-
-@pytest.fixture(scope="module")
 def load(served: Served) -> Iterator[None]:
     """Requests without end, for every adapter, with streams, mistakes and a canary."""
     bounds = CanaryBounds(min_samples=100_000, max_p90_ratio=100)
-    served.registry.start_split("plain", Split(version=2, weight=0.5, bounds=bounds))
+    served.registry.start_split("trial", Split(version=2, weight=0.5, bounds=bounds))
     stop = threading.Event()
 
     def work() -> None:
         with httpx.Client(base_url=served.url, timeout=180) as http:
             body = {"messages": QUESTION, "max_tokens": 8, "ignore_eos": True}
             while not stop.is_set():
-                for model in ("reconcile", "plain", "tiny-llama", "reconcile@v2", "nobody"):
+                for model in ("reconcile", "trial", "tiny-llama", "reconcile@v2", "nobody"):
                     http.post("/v1/chat/completions", json=body | {"model": model})
-                http.post("/v1/chat/completions", json=body | {"model": "plain", "stream": True})
+                http.post("/v1/chat/completions", json=body | {"model": "trial", "stream": True})
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
@@ -187,7 +107,7 @@ def test_the_page_has_real_figures_and_a_promotion_from_it_is_served(
     served: Served, load: None, prometheus: Any
 ) -> None:
     wait_for(lambda: served.metrics()["all"]["answered"] >= 50)
-    wait_for(lambda: served.metrics()["splits"].get("plain", {}).get("requests"))
+    wait_for(lambda: served.metrics()["splits"].get("trial", {}).get("requests"))
     assert served.ask("reconcile").headers["x-distillery-model"] == "reconcile@v1"
     with open_page(f"{served.url}/dashboard") as page:
         page.size(1280, 1000)
@@ -200,7 +120,7 @@ def test_the_page_has_real_figures_and_a_promotion_from_it_is_served(
         time.sleep(2.5)  # the page asks for figures every 2 s
         shown = served.metrics()
         names = page.run("[...document.querySelectorAll('#models th')].map(e => e.innerText)")
-        assert {"base", "plain", "plain@v1", "plain@v2", "reconcile", "unknown"} <= set(names)
+        assert {"base", "trial", "trial@v1", "trial@v2", "reconcile", "unknown"} <= set(names)
         assert "canary" in page.run("document.getElementById('splits').innerText")
         p90_s = shown["all"]["latency_s"]["p90"]
         assert 0 < p90_s < 120
@@ -234,10 +154,10 @@ def test_every_panel_of_the_serving_dashboards_has_data(
 def test_the_objectives_burn_rate_fires_the_alert(
     served: Served, load: None, prometheus: Any
 ) -> None:
-    # Nothing answers within 20 ms on a busy machine, so all of the requests miss the objective.
+    # Nothing answers within 2 ms, so all of the requests miss the objective.
     firing = 'ALERTS{alertname="DistilleryP90BurnFast",alertstate="firing"}'
     found = wait_for(lambda: prometheus(firing))
-    assert {"plain", "base"} & {alert["metric"]["adapter"] for alert in found}
+    assert {"trial", "base"} & {alert["metric"]["adapter"] for alert in found}
 
 
 def test_gauges_that_do_not_change_stay(served: Served, load: None, prometheus: Any) -> None:

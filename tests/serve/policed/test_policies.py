@@ -1,116 +1,14 @@
-"""Fallback, canaries, shadows and the admin API on a real engine, with a real teacher's server."""
+"""Fallback, routing, canaries, shadows and the admin API on a real engine, with a real teacher."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
-from openai_server import OpenAIServer, openai_server
-
-from cluster.registry import Registry
-from cluster.storage import Store
-from distill.tasks.task import load_task
-from distill.teach.config import LiteLLMTeacher
-from jobs.quality import MakeTeacher, TaskChecks
-from serve import app
-from serve.config import ServeConfig
-from serve.quality.config import QualityConfig
-from serve.quality.gate import QualityParts
+from deployment import EASY, HARD, QUESTION, RIGHT, Served
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
-
-QUESTION = [{"role": "user", "content": "Bank: ACME USD 12.50; ERP: none"}]
-RIGHT = json.dumps(
-    {
-        "classification": "MISSING_ENTRY",
-        "confidence": 0.9,
-        "standard": "IAS 7",
-        "reason": "There is no entry for it.",
-        "action": "post_entry",
-    }
-)
-
-
-class Served:
-    """The deployment under test; `reconcile` has checks and a teacher, `plain` has neither."""
-
-    def __init__(self, url: str, registry: Registry, log: str, teacher: OpenAIServer):
-        self.registry = registry
-        self.log = Store(log)
-        self.teacher = teacher
-        self.http = httpx.Client(base_url=url, timeout=180)
-        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-
-    def ask(self, model: str, **fields: Any) -> httpx.Response:
-        body = {"model": model, "messages": QUESTION, "max_tokens": 4, "temperature": 0} | fields
-        return self.http.post("/v1/chat/completions", json=body)
-
-    def act(self, action: str, **body: Any) -> httpx.Response:
-        return self.http.post(f"/admin/adapters/{action}", json=body)
-
-    def status(self) -> dict[str, Any]:
-        return dict(self.http.get("/admin/status").json())
-
-    def wait_for(self, condition: Callable[[], Any], *, timeout_s: float = 60) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, self.status()
-            time.sleep(0.05)
-
-
-@pytest.fixture(scope="module")
-def served(
-    ray_runtime: Any,
-    tiny_model: Path,
-    adapters: dict[str, Path],
-    publish: Any,
-    free_port: Callable[[], int],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("policies")
-    registry = Registry(str(folder / "registry"))
-    for name in ("reconcile", "plain"):
-        for adapter in ("one", "two"):
-            publish(registry, name, adapters[adapter])
-        registry.promote(name, 1)
-    quality = QualityConfig(
-        on_failure=["teacher"],
-        usd_per_day=0.002,
-        max_teacher_rate=1.0,
-        allow_truncated=True,
-        min_chars=0,
-        min_mean_logprob=-100,
-    )
-    config = ServeConfig(
-        port=free_port(),
-        max_loras=4,
-        request_log=str(folder / "log"),
-        quality={"reconcile": quality},
-    )
-    task = str(load_task("reconcile").folder)
-    with openai_server(lambda body, number: (200, RIGHT)) as teacher:
-        asked = LiteLLMTeacher(
-            model="openai/frontier",
-            api_base=teacher.url,
-            max_tokens=16,
-            price={"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 10.0},
-        )
-        parts = QualityParts(quality, TaskChecks(task, verify=True), MakeTeacher(task, asked))
-        url = app.deploy(
-            config,
-            base_model=str(tiny_model),
-            registry_uri=str(folder / "registry"),
-            accelerator=None,
-            quality={"reconcile": parts},
-        )
-        yield Served(url, registry, str(folder / "log"), teacher)
-        app.shutdown(config.app_name)
 
 
 def test_an_answer_that_fails_its_checks_is_the_teachers(served: Served) -> None:
@@ -145,9 +43,29 @@ def test_a_model_without_checks_is_answered_as_ever(served: Served) -> None:
     assert served.ask("tiny-llama").status_code == 200
 
 
+def test_a_hard_prompt_goes_to_the_other_adapter_and_an_easy_one_stays(served: Served) -> None:
+    easy, hard = (served.ask("routed", messages=messages) for messages in (EASY, HARD))
+    assert "x-distillery-routed" not in easy.headers
+    assert easy.headers["x-distillery-model"] == "routed@v1"
+    assert hard.headers["x-distillery-routed"] == "difficulty"
+    assert hard.headers["x-distillery-model"] == "plain@v1"
+    asked = served.ask("plain", messages=HARD)
+    assert hard.json()["choices"][0]["message"] == asked.json()["choices"][0]["message"]
+    # Who names a version gets it, however hard the prompt is.
+    named = served.ask("routed@v2", messages=HARD)
+    assert named.headers["x-distillery-model"] == "routed@v2"
+
+    def logged() -> list[dict[str, Any]]:
+        return [row for row in served.logged() if row["difficulty"] is not None]
+
+    served.wait_for(lambda: len(logged()) >= 2)
+    by_prompt = {row["routed_to"]: row["difficulty"] for row in logged()}
+    assert by_prompt[None] < 0.25 <= by_prompt["plain@v1"]
+
+
 def test_once_the_days_dollars_are_spent_the_students_answer_is_served_and_marked(served: Served):
     asked = len(served.teacher.requests)
-    answers = [served.ask("reconcile") for _ in range(20)]
+    answers = [served.ask("thrifty") for _ in range(20)]
     last = answers[-1].headers
     assert last["x-distillery-answered-by"] == "student"
     assert last["x-distillery-quality"] == "failed; form"
@@ -158,15 +76,13 @@ def test_once_the_days_dollars_are_spent_the_students_answer_is_served_and_marke
 
 def test_what_was_replaced_is_kept_for_retraining(served: Served) -> None:
     def pairs() -> list[dict[str, Any]]:
-        if not served.log.exists():
-            return []
-        return [row for row in served.log.read_rows("") if row["refused_completion"] is not None]
+        return [row for row in served.logged() if row["refused_completion"] is not None]
 
     served.wait_for(pairs)
     row = pairs()[0]
     assert (row["completion"], row["answered_by"], row["quality"]) == (RIGHT, "teacher", "form")
     assert row["refused_completion"] != RIGHT
-    asked = [r for r in served.log.read_rows("") if r["answered_by"] == "student"]
+    asked = [r for r in served.logged() if r["answered_by"] == "student"]
     assert all(r["mean_logprob"] < 0 for r in asked if r["quality"])
 
 
@@ -239,7 +155,7 @@ def test_a_shadow_answers_and_nobody_sees_it(served: Served) -> None:
     served.wait_for(lambda: served.status()["splits"]["plain"]["requests"] >= 1)
 
     def shadows() -> list[dict[str, Any]]:
-        return [row for row in served.log.read_rows("") if row["route"] == "shadow"]
+        return [row for row in served.logged() if row["route"] == "shadow"]
 
     served.wait_for(shadows)
     assert {row["model_answered"] for row in shadows()} == {"plain@v1"}
