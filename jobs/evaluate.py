@@ -34,7 +34,7 @@ def work(run: Run, progress: StepProgress) -> StageResult:
         accelerator=config.cluster.accelerator,
         max_model_len=config.serve.max_model_len,
         on_progress=lambda phase, done, total: progress.update(
-            done, total, "starting the engine" if phase == "engine" else f"{phase} {done}/{total}"
+            done, total, "starting the engine" if phase == "engine" else f"{phase}, {done}/{total}"
         ),
     )
     report = evaluate(

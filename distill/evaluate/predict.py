@@ -12,7 +12,7 @@ from distill.config import EvaluateConfig
 from distill.evaluate.engine import LORA_RANKS, EnginePlan, EngineWorker
 
 Progress = Callable[[str, int, int], None]
-"""Called with phase (`engine`, `base`, `student`), items done, items in all."""
+"""Called with phase (`engine`, `base`, `student`), answers there, answers of both models."""
 
 POLL_S = 1.0
 STOP_TIMEOUT_S = 20.0
@@ -68,15 +68,16 @@ def predict(
     sent = [{"example_id": row["example_id"], "messages": row["messages"]} for row in prompts]
     answers: dict[str, list[dict[str, Any]]] = {}
     try:
-        report("engine", 0, 1)
+        asked = len(adapters) * len(prompts)
+        report("engine", 0, asked)
         _get(worker.start.remote())
-        report("engine", 1, 1)
-        for name, path in adapters.items():
+        for number, (name, path) in enumerate(adapters.items()):
+            before = number * len(prompts)
             rows = worker.answer.remote(sent, adapter=path, max_tokens=config.max_tokens)
             while not ray.wait([rows], timeout=POLL_S)[0]:
-                report(name, _get(worker.progress.remote()), len(prompts))
+                report(name, before + _get(worker.progress.remote()), asked)
             answers[name] = _get(rows)
-            report(name, len(prompts), len(prompts))
+            report(name, before + len(prompts), asked)
     finally:
         # Killing the actor alone would leave the engine's child process behind.
         ray.wait([worker.stop.remote()], timeout=STOP_TIMEOUT_S)
