@@ -153,11 +153,14 @@ def test_a_curve_is_measured_against_a_server(tmp_path: Path) -> None:
     assert (found.startup_s, found.prompt_tokens, found.completion_tokens) == (75, 100, 8)
     assert [point.concurrency for point in found.points] == [1, 4]
     for point in found.points:
-        # The server takes 50 ms however many ask; the rest is the client's and the machine's.
+        # The server takes 50 ms however many ask; what is above is the client's and the machine's.
         assert point.seconds_per_request is not None
-        assert 0.05 <= point.seconds_per_request < 0.3
+        assert point.seconds_per_request >= 0.05
+        assert point.p50_s is not None
+        assert point.p90_s is not None
+        assert 0.05 <= point.p50_s <= point.p90_s
         assert point.requests is not None
-        assert point.requests >= 2 * point.concurrency
+        assert point.requests >= point.concurrency
 
 
 def test_a_server_that_is_not_there_is_said(tmp_path: Path) -> None:
