@@ -66,7 +66,7 @@ class Head:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(30)
+            self.process.wait(3)  # it lets its processes take half a minute; nobody needs them
         session = str(self.process.pid)  # it was started as the leader of one
         left = subprocess.run(["pgrep", "-s", session], capture_output=True, text=True)
         for child in left.stdout.split():
