@@ -12,8 +12,9 @@ from rich.table import Table
 
 from cluster.config import read_toml
 from cluster.errors import DistilleryError
+from distill.jsonl import read_jsonl
 from distill.prompts.grid import grid_size
-from distill.prompts.source import read_jsonl, read_prompts
+from distill.prompts.source import read_prompts
 from distill.tasks.checklist import PromptSample
 from distill.tasks.checkup import Checkup, check_up
 from distill.tasks.task import Task, load_task

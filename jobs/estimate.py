@@ -19,9 +19,9 @@ from distill.tasks.task import Task
 from distill.teach.ask import cache_folder, request_keys
 from distill.teach.config import LiteLLMTeacher, OneTeacher, members_of
 from distill.teach.estimate import Estimate, estimate
+from distill.teach.identity import teacher_name
 from distill.teach.journal import read_journal
 from distill.teach.mixture import shares
-from distill.teach.teacher import teacher_name
 from jobs.config import RunConfig
 from jobs.display import Display
 from jobs.run import Run

@@ -5,8 +5,8 @@ from __future__ import annotations
 from distill.judge.judges import check_jury
 from distill.prompts.writer import check_writer, prompts_and_writer
 from distill.teach.config import gives_candidates
+from distill.teach.identity import teacher_name
 from distill.teach.stage import check_teacher, generate
-from distill.teach.teacher import teacher_name
 from jobs.display import StepProgress
 from jobs.entry import stage_main
 from jobs.run import Run, StageResult

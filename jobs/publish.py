@@ -9,7 +9,7 @@ from cluster.models import model_digest, model_name
 from cluster.registry import AdapterManifest, Registry
 from cluster.storage import digest_of
 from distill.teach.config import ModelTeacher, members_of
-from distill.teach.teacher import teacher_name
+from distill.teach.identity import teacher_name
 from distill.teach.terms import describe_terms
 from jobs.display import StepProgress
 from jobs.entry import stage_main

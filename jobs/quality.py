@@ -92,8 +92,8 @@ class _StandIn:
 
     def __init__(self, task: Task, config: LiteLLMTeacher):
         # LiteLLM takes seconds to import: only where a teacher is asked.
+        from distill.teach.identity import teacher_name
         from distill.teach.litellm import LiteLLMTeacherRunner
-        from distill.teach.teacher import teacher_name
 
         self.name = teacher_name(config, task)
         self._runner = LiteLLMTeacherRunner(config, task, name=self.name)

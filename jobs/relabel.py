@@ -23,8 +23,8 @@ from distill.relabel.pick import Pick, least_training, pick
 from distill.relabel.relabel import Taught, teach, teacher_for
 from distill.teach.config import OneTeacher
 from distill.teach.files import read_completions
+from distill.teach.identity import teacher_name
 from distill.teach.stage import check_teacher
-from distill.teach.teacher import teacher_name
 from jobs.config import load_run_config
 from jobs.entry import connected, opened_run, parse_arguments
 from jobs.guard import guarded

@@ -19,7 +19,7 @@ from cluster.errors import ConfigError, StageError
 from cluster.storage import Store, digest_of, file_digest
 from distill.tasks.task import Task, load_task
 from distill.teach.config import AnyTeacher, ReplayTeacher, gives_candidates, members_of
-from distill.teach.teacher import parameters
+from distill.teach.identity import parameters
 from jobs.config import RunConfig
 from jobs.display import Display, StepProgress
 

@@ -15,7 +15,7 @@ from cluster.errors import DataError
 from distill.curate.config import ContaminationConfig
 from distill.curate.shingles import Shingles, plain_words, shingles
 from distill.curate.text import completion_text, prompt_text
-from distill.prompts.source import read_jsonl
+from distill.jsonl import read_jsonl
 
 CHUNK_TEXTS = 8192
 

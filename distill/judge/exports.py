@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError, DataError
+from distill.jsonl import read_jsonl
 from distill.judge.schema import is_share, issue_tags
-from distill.prompts.source import read_jsonl
 
 Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".parquet")

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.config import read_toml
 from cluster.errors import DataError
 from cluster.storage import canonical_json
-from distill.prompts.source import read_jsonl
+from distill.jsonl import read_jsonl
 from distill.tasks.task import Task
 
 Entry = dict[str, Any]

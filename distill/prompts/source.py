@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from cluster.errors import DataError
+from distill.jsonl import iter_jsonl
+from distill.prompts.grid import grid_prompts
 from distill.tasks.task import Task
 
 BATCH_ROWS = 2048
@@ -32,9 +32,6 @@ def read_prompts(
                 yield {**prompt, "split": split}
         return
     if source.grid is not None:
-        # Imported late, because it reads its JSONL files with this module.
-        from distill.prompts.grid import grid_prompts
-
         yield from grid_prompts(task, sizes=sizes, seed=seed)
         return
     path = task.folder / source.file
@@ -50,36 +47,3 @@ def read_prompts(
                 yield from batch.to_pylist()
         return
     yield from iter_jsonl(path, skip_bad=skip_bad)
-
-
-def read_jsonl(path: Path, *, skip_bad: bool = False) -> list[dict[str, Any]]:
-    """Read a JSONL file of objects; blank lines do not count."""
-    return list(iter_jsonl(path, skip_bad=skip_bad))
-
-
-def iter_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSONL file; at its end DataError for all lines that are none."""
-    found = 0
-    problems: list[str] = []
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
-            try:
-                row = json.loads(raw.decode("utf-8"))
-                if not isinstance(row, dict):
-                    raise ValueError(f"a {type(row).__name__}, not an object")
-            except ValueError as error:
-                text = raw[:120].decode("utf-8", "replace").rstrip()
-                problems.append(f"line {number}: {error}: {text}")
-                continue
-            found += 1
-            yield row
-    if problems and not skip_bad:
-        shown = "\n  ".join(problems[:20])
-        raise DataError(
-            f"{path}: {len(problems)} line(s) cannot be read:\n  {shown}\n"
-            "Mend them, or keep the other lines with --skip-bad."
-        )
-    if not found:
-        raise DataError(f"{path} holds no prompt; put one JSON object on each line.")

@@ -18,8 +18,8 @@ from cluster.storage import Store, digest_of
 from distill.batches import Progress, drain
 from distill.tasks.task import Task
 from distill.teach.config import LiteLLMTeacher, ModelTeacher
+from distill.teach.identity import request_key
 from distill.teach.journal import read_journal
-from distill.teach.teacher import request_key
 
 BLOCK_ROWS = 64
 BLOCKS_PER_ACTOR = 4

@@ -11,11 +11,12 @@ from typing import Any
 
 from distill.batches import failed_block
 from distill.tasks.task import load_task
+from distill.teach.answer import journal_row
 from distill.teach.config import LiteLLMTeacher
+from distill.teach.identity import teacher_name
 from distill.teach.journal import Journal, read_journal
 from distill.teach.limits import Gate, Limits
 from distill.teach.shared import cluster_limit
-from distill.teach.teacher import journal_row, teacher_name
 
 POLL_BUDGET_S = 0.1
 

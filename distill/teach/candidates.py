@@ -18,7 +18,7 @@ from distill.tasks.task import Task
 from distill.teach.bill import bill, keep_bill
 from distill.teach.collect import Found, collect
 from distill.teach.config import OneTeacher
-from distill.teach.teacher import parameters, teacher_name
+from distill.teach.identity import parameters, teacher_name
 
 Row = dict[str, Any]
 

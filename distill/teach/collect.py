@@ -16,7 +16,7 @@ from distill.teach.ask import Known, ask, budget_reached, request_keys
 from distill.teach.compute import compute
 from distill.teach.config import ModelTeacher, OneTeacher
 from distill.teach.files import read_completions
-from distill.teach.teacher import parameters, teacher_name
+from distill.teach.identity import parameters, teacher_name
 
 SHARE = "prompts.parquet"
 """A member's prompts, in its own folder."""

@@ -18,7 +18,8 @@ from distill.batches import ParquetFiles, Progress, map_to_parquet
 from distill.records import COMPLETION
 from distill.tasks.task import Task, load_task
 from distill.teach.config import ProgramTeacher, ReplayTeacher
-from distill.teach.teacher import build_teacher, request_key
+from distill.teach.identity import request_key
+from distill.teach.teacher import build_teacher
 
 FEW_ROWS, FEW_BATCH, BATCH = 10_000, 256, 4096
 """A batch is a file: a small run shows its progress, a large one has no thousands of them. Few

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.storage import Store
 from distill.teach.config import AnyTeacher, ProgramTeacher, ReplayTeacher
-from distill.teach.teacher import request_key
+from distill.teach.identity import request_key
 
 ANSWERS, FAILED, TIMINGS = "completions/answers.parquet", "failed.parquet", "timings.parquet"
 CANDIDATES = "candidates.parquet"

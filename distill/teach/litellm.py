@@ -23,10 +23,10 @@ import litellm
 from cluster.errors import ConfigError, PrerequisiteError
 from distill.records import Message
 from distill.tasks.task import Task
+from distill.teach.answer import Answer
 from distill.teach.config import LiteLLMTeacher
 from distill.teach.limits import Gate, Slot
 from distill.teach.reasoning import split_reasoning, with_reasoning
-from distill.teach.teacher import Answer
 
 # Why a request failed, for those that another attempt can mend. A bad request, a wrong key or a
 # refused content cannot be.

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill.tasks.task import Task
+from distill.teach.answer import Answer
 from distill.teach.config import ProgramTeacher
-from distill.teach.teacher import Answer
 
 
 class ProgramTeacherRunner:

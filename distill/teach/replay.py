@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError, DataError
-from distill.prompts.source import read_jsonl
+from distill.jsonl import read_jsonl
 from distill.tasks.task import Task
+from distill.teach.answer import Answer
 from distill.teach.config import ReplayTeacher
-from distill.teach.teacher import Answer
 
 
 def replay_file(config: ReplayTeacher, task: Task) -> Path:

@@ -36,8 +36,9 @@ from distill.teach.config import (
     members_of,
 )
 from distill.teach.files import ANSWERS, CANDIDATES, FAILED, TIMINGS
+from distill.teach.identity import teacher_name
 from distill.teach.mixture import shares
-from distill.teach.teacher import build_teacher, teacher_name
+from distill.teach.teacher import build_teacher
 from distill.teach.terms import check_terms
 
 MOST_FAILED = 0.05

@@ -16,10 +16,11 @@ from cluster.models import model_location
 from distill.batches import Progress, drain, failed_block
 from distill.evaluate.engine import engine_environment
 from distill.tasks.task import Task
+from distill.teach.answer import Answer, journal_row
 from distill.teach.config import Price, VLLMTeacher
+from distill.teach.identity import teacher_name
 from distill.teach.journal import Journal
 from distill.teach.reasoning import split_reasoning, with_reasoning
-from distill.teach.teacher import Answer, journal_row, teacher_name
 
 KV_CACHE_GB = 1
 """Of an engine on CPU cores; `[teacher.engine] kv_cache_memory_bytes` overrides it."""

@@ -8,7 +8,7 @@ import pytest
 from cluster.errors import DataError
 from cluster.storage import Store
 from distill.config import PromptsConfig
-from distill.prompts.source import read_jsonl
+from distill.jsonl import read_jsonl
 from distill.prompts.split import SPLITS, Index, assign, build_rows, contamination
 from distill.prompts.stage import make_prompts
 from distill.tasks.task import load_task

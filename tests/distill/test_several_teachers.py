@@ -24,9 +24,9 @@ from distill.teach.config import (
     SeveralTeachers,
     gives_candidates,
 )
+from distill.teach.identity import request_key, teacher_name
 from distill.teach.mixture import shares
 from distill.teach.reasoning import split_reasoning, with_reasoning
-from distill.teach.teacher import request_key, teacher_name
 
 TASK = load_task("reconcile")
 A, B = LiteLLMTeacher(model="openai/a"), LiteLLMTeacher(model="openai/b")

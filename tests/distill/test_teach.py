@@ -12,8 +12,9 @@ from distill.prompts.split import build_rows
 from distill.tasks.task import load_task
 from distill.teach.ask import ask, request_keys
 from distill.teach.config import LiteLLMTeacher, Price, ProgramTeacher, ReplayTeacher
+from distill.teach.identity import request_key
 from distill.teach.stage import check_teacher
-from distill.teach.teacher import build_teacher, request_key
+from distill.teach.teacher import build_teacher
 from distill.teach.terms import terms_of
 from jobs.init import init_task
 

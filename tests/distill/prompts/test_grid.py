@@ -237,7 +237,7 @@ def test_more_than_the_grid_holds_names_both_numbers(folder):
         ("topics/t04.json", '{"id": ', r"t04.json is not valid JSON"),
         ("topics/t04.json", "[]", r"t04.json holds a list"),
         ("senders.jsonl", '{"id": "s"}\n{"id": "s"}', r"senders.jsonl: the id 's' stands twice"),
-        ("senders.jsonl", "", r"senders.jsonl holds no prompt"),
+        ("senders.jsonl", "", r"senders.jsonl holds nothing"),
         ("tones.toml", "", r"tones.toml must hold one array of tables.*nothing"),
         ("tones.toml", 'name = "x"', r"tones.toml must hold one array of tables.*name"),
     ],

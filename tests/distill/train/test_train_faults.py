@@ -1,12 +1,17 @@
-"""A full disk: the last good checkpoint stays, and the run goes on from it."""
+"""A full disk and a lost node: the last good checkpoint stays, and the run goes on from it."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
+import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -114,6 +119,59 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_keeps_the_last_good_checkpoi
         (disk / "filler").unlink()
         result = run(tiny_model, disk / "run")
         assert losses(disk / "run") == pytest.approx(undisturbed[1], rel=2e-3)
+    assert result.final_validation_loss == pytest.approx(
+        undisturbed[0].final_validation_loss, rel=0.01
+    )
+
+
+@contextmanager
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A cluster of two nodes with a CPU each, and so a worker each; and what a node is made of."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    folder = Path(tempfile.mkdtemp(prefix="dst-", dir="/tmp"))
+    # Where Ray notes the newest cluster of a machine; this one is nobody else's.
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    (folder / "ray").mkdir()
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 6}
+    head = {**node, "temp_dir": str(folder), "_system_config": quick}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        cluster.add_node(**node)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster, node
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_lost_node_costs_time_but_not_the_result(
+    undisturbed: tuple[TrainResult, list[float]],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    under_way = threading.Event()
+
+    def look(row: dict[str, Any]) -> None:
+        if row["step"] > 10:
+            under_way.set()
+
+    with two_nodes(monkeypatch) as (cluster, node), ThreadPoolExecutor(1) as pool:
+        two = SETTINGS.model_copy(update={"workers": 2})
+        trained = pool.submit(run, tiny_model, tmp_path, look, two)
+        assert under_way.wait(timeout=240)
+        [lost] = cluster.worker_nodes
+        [raylet] = lost.all_processes["raylet"]
+        os.kill(raylet.process.pid, signal.SIGKILL)
+        # As an autoscaler would, and from the main thread: Ray sets signal handlers for a node.
+        cluster.add_node(**node)
+        result = trained.result(timeout=300)
+    assert result.restarts == 1
+    assert losses(tmp_path) == pytest.approx(undisturbed[1], rel=2e-3)
     assert result.final_validation_loss == pytest.approx(
         undisturbed[0].final_validation_loss, rel=0.01
     )

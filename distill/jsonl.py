@@ -1,0 +1,43 @@
+"""JSONL files that people write: every line that cannot be read is named, all at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import DataError
+
+
+def read_jsonl(path: Path, *, skip_bad: bool = False) -> list[dict[str, Any]]:
+    """Read a JSONL file of objects; blank lines do not count."""
+    return list(iter_jsonl(path, skip_bad=skip_bad))
+
+
+def iter_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSONL file; at its end DataError for all lines that are none."""
+    found = 0
+    problems: list[str] = []
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            try:
+                row = json.loads(raw.decode("utf-8"))
+                if not isinstance(row, dict):
+                    raise ValueError(f"a {type(row).__name__}, not an object")
+            except ValueError as error:
+                text = raw[:120].decode("utf-8", "replace").rstrip()
+                problems.append(f"line {number}: {error}: {text}")
+                continue
+            found += 1
+            yield row
+    if problems and not skip_bad:
+        shown = "\n  ".join(problems[:20])
+        raise DataError(
+            f"{path}: {len(problems)} line(s) cannot be read:\n  {shown}\n"
+            "Mend them, or keep the other lines with --skip-bad."
+        )
+    if not found:
+        raise DataError(f"{path} holds nothing; put one JSON object on each line.")

@@ -1,0 +1,68 @@
+"""One answer of a teacher, and the line of the journal that keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, or the error that stands in its place."""
+
+    completion: str = ""
+    rationale: str = ""
+    """Reasoning that came before the answer, where it was asked for."""
+    error: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt's, those that the provider had kept and charged less for."""
+    completion_tokens: int = 0
+    latency_s: float = 0.0
+    cost_usd: float = 0.0
+    requests: int = 1
+    """Requests that were answered: two when the first answer was repaired."""
+    failure: str = ""
+    """What kind of error: the last retry's reason, `refused` or `empty`."""
+    retried: tuple[str, ...] = ()
+    """The reason of each retry."""
+
+    def with_usage(
+        self, *, prompt_tokens: int, cached_tokens: int, completion_tokens: int, cost_usd: float
+    ) -> Answer:
+        """Return this answer with what the provider counted."""
+        return replace(
+            self,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            completion_tokens=completion_tokens,
+            cost_usd=cost_usd,
+        )
+
+    def followed_by(self, again: Answer, *, kept: Answer) -> Answer:
+        """Return `kept`'s text with the tokens, seconds and dollars of both requests."""
+        return replace(
+            kept,
+            prompt_tokens=self.prompt_tokens + again.prompt_tokens,
+            cached_tokens=self.cached_tokens + again.cached_tokens,
+            completion_tokens=self.completion_tokens + again.completion_tokens,
+            latency_s=self.latency_s + again.latency_s,
+            cost_usd=self.cost_usd + again.cost_usd,
+            requests=self.requests + again.requests,
+            retried=self.retried + again.retried,
+        )
+
+
+def journal_row(row: dict[str, Any], answer: Answer, *, teacher: str, payer: str) -> dict[str, Any]:
+    """Return the journal's line of an answer to a request.
+
+    `payer` is the run that pays for it; a row that is no request for an answer has its `stage`.
+    """
+    return {
+        "request_key": row["request_key"],
+        "example_id": row["example_id"],
+        "teacher": teacher,
+        "payer": payer,
+        "stage": row.get("stage", "answers"),
+        **asdict(answer),
+    }
