@@ -115,10 +115,8 @@ def test_the_page_has_real_figures_and_a_promotion_from_it_is_served(
         page.run("document.querySelector('[aria-label=\"Promote to prod: reconcile v2\"]').click()")
         page.press("Enter", code=13)
         page.wait_for("document.getElementById('said').innerText.includes('Done')")
-        page.wait_for(
-            "[...document.querySelectorAll('#adapters tr')].some(row => "
-            "row.innerText.includes('reconcile') && row.innerText.includes('prod → v2'))"
-        )
+        section = "document.querySelector('#adapters section[aria-label=\"reconcile\"]')"
+        page.wait_for(f"{section}.innerText.includes('prod → v2')")
         wait_for(lambda: served.ask("reconcile").headers["x-distillery-model"] == "reconcile@v2")
         time.sleep(2.5)  # the page asks for figures every 2 s
         shown = served.metrics()
