@@ -47,10 +47,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
 
 
 LONGEST_FIRST = (
-    "test_spine.py", "test_capacity_live.py", "test_policies.py", "test_watched.py",
-    "test_front_served.py", "test_train_stage.py", "test_serving.py", "test_train_methods.py",
-    "test_tune_search.py", "test_generate_several.py", "test_submit.py", "test_generate_faults.py",
-    "test_relabel.py",
+    "test_spine.py", "test_train_stage.py", "test_tune_search.py", "test_train_faults.py",
+    "test_capacity_live.py", "test_policies.py", "test_watched.py", "test_front_served.py",
+    "test_serving.py", "test_train_methods.py", "test_generate_several.py",
+    "test_cache_logprobs.py", "test_cpu_lora_against_peft.py", "test_predict.py",
+    "test_generate_faults.py", "test_relabel.py", "test_submit.py", "test_select_candidates.py",
 )  # fmt: skip
 
 
