@@ -41,6 +41,7 @@ class Together(LoadFileScheduling):
         return str(folder) if (folder / "__init__.py").is_file() else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
     """Keep the tests that share fixtures in one process."""
     return Together(config, log) if config.getvalue("dist") == "loadfile" else None

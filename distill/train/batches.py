@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 from distill.train.encode import Item
 from distill.train.prefix import group_by_prefix
@@ -117,21 +118,29 @@ def deal_families(
 def deal(
     indices: Sequence[int], lengths: Sequence[int], workers: int, micro_batch_size: int
 ) -> Step:
-    """Deal records to workers and micro-batches so that like lengths are padded together.
+    """Deal records to workers and micro-batches: like lengths together, and like amounts of tokens.
 
-    Neighbours in length go to different workers, which therefore finish together. A micro-batch
-    can be empty when there are fewer records than places; all workers still have the same number,
-    because ZeRO's collectives run once a micro-batch.
+    Micro-batch `k` of all workers holds neighbours in length, which costs little padding where
+    there is any, and there the longest record goes to whoever has fewest tokens: ZeRO's collectives
+    run once a micro-batch, and each waits for the slowest. For the same reason all workers have
+    equally many; one can be empty when there are fewer records than places.
     """
     by_length = sorted(indices, key=lambda i: (-lengths[i], i))
     num_micro = max(1, -(-len(by_length) // (workers * micro_batch_size)))
     bounds = [round(k * len(by_length) / num_micro) for k in range(num_micro + 1)]
-    groups = [by_length[bounds[k] : bounds[k + 1]] for k in range(num_micro)]
-    # Every second group is dealt from the other end: nobody always gets the longer one.
-    return [
-        [
-            group[worker if k % 2 == 0 else workers - 1 - worker :: workers]
-            for k, group in enumerate(groups)
-        ]
-        for worker in range(workers)
-    ]
+    step: Step = [[] for _ in range(workers)]
+    dealt = [0] * workers
+    for first, end in pairwise(bounds):
+        group = by_length[first:end]
+        share = -(-len(group) // workers)
+        hands: list[list[int]] = [[] for _ in range(workers)]
+        tokens = [0] * workers
+        for index in group:
+            free = [worker for worker in range(workers) if len(hands[worker]) < share]
+            to = min(free, key=lambda worker: (tokens[worker], dealt[worker], worker))
+            hands[to].append(index)
+            tokens[to] += lengths[index]
+        for worker in range(workers):
+            step[worker].append(hands[worker])
+            dealt[worker] += tokens[worker]
+    return step

@@ -154,7 +154,7 @@ def demo(bench: Bench) -> list[Case]:
     records, validation = run_records(bench.demo_run, bench.folder / "demo")
     student = config.student.model_copy(update={"model": str(bench.model)})
     told = {"epochs": 1, "max_steps": bench.demo_steps}
-    theirs = config.train.model_copy(update=told)
+    theirs = config.train.for_hardware(None).model_copy(update=told)
     mine = theirs.model_copy(
         update={
             "epochs": 2,

@@ -59,3 +59,11 @@ def test_workers_get_like_amounts() -> None:
         for worker in deal(range(64), LENGTHS, 2, 8)
     ]
     assert abs(tokens[0] - tokens[1]) < 0.03 * sum(tokens)
+
+
+def test_workers_wait_little_for_each_other() -> None:
+    """Eight records a step, four a worker: the one with more tokens decides how long it takes."""
+    steps = plan_epoch(LENGTHS[:96], seed=1, epoch=0, batch_size=8, workers=2, micro_batch_size=4)
+    tokens = [[sum(LENGTHS[i] for i in micro) for (micro,) in step] for step in steps]
+    waits = sum(max(step) for step in tokens) / sum(sum(step) / 2 for step in tokens)
+    assert waits < 1.04
