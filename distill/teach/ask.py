@@ -21,8 +21,9 @@ from distill.teach.config import LiteLLMTeacher, ModelTeacher
 from distill.teach.identity import request_key
 from distill.teach.journal import read_journal
 
-BLOCK_ROWS = 64
-BLOCKS_PER_ACTOR = 4
+BLOCK_ROWS = 16
+"""A block is done when its slowest row is, after a time-out and its retries: few wait for it."""
+BLOCKS_PER_ACTOR = 16
 """Blocks that an actor works on at once: the next rows wait inside it, not on their way to it."""
 CONCURRENCY_PER_ACTOR = 64
 """LiteLLM costs about 4.5 ms of CPU a request: one process is full at some 200 a second."""

@@ -216,6 +216,8 @@ class _Bucket:
 
 
 Sync = Callable[[Report], Awaitable[Share]]
+_Waiting = tuple[int, asyncio.Future[None]]
+"""Tokens that a request may use, and its turn."""
 
 
 class Gate:
@@ -230,11 +232,13 @@ class Gate:
         self._in_flight = 0
         self._started = self._throttled = self._tokens = 0
         self._retry_after_s = 0.0
-        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._queue: deque[_Waiting] = deque()
+        self._again: deque[_Waiting] = deque()
         self._mean_s = 0.0
         self._next_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._lost: Exception | None = None
 
     async def __aenter__(self) -> Gate:
         """Begin to ask for shares."""
@@ -245,18 +249,25 @@ class Gate:
         """Stop, with a last report of no demand."""
         if self._task is not None:
             self._task.cancel()
-        await self._sync(self._report())
+        if self._lost is None:
+            await self._sync(self._report())
 
     @asynccontextmanager
-    async def slot(self, tokens: int = 0) -> AsyncIterator[Slot]:
-        """Wait for a turn that may use `tokens`; the block's `Slot` takes what came of it."""
+    async def slot(self, tokens: int = 0, *, again: bool = False) -> AsyncIterator[Slot]:
+        """Wait for a turn that may use `tokens`; the block's `Slot` takes what came of it.
+
+        Who is here `again` has waited before, and goes before those who have not. Raises what
+        `sync` raised: without an answer about its share a worker would wait for ever.
+        """
+        if self._lost is not None:
+            raise self._lost
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((tokens, turn))
+        (self._again if again else self._queue).append((tokens, turn))
         self._admit()
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self._in_flight -= 1
                 self._admit()
             raise
@@ -275,13 +286,13 @@ class Gate:
             self._admit()
 
     def _admit(self) -> None:
-        """Give those in front their turn, in the order they came.
+        """Give those in front their turn, in the order they came, retries before the others.
 
         A row that others overtake holds its whole block back: with that, blocks ended together
         and a worker ran dry until the next ones were there.
         """
-        while self._queue:
-            tokens, turn = self._queue[0]
+        while queue := self._again or self._queue:
+            tokens, turn = queue[0]
             if not turn.done():
                 if not self._may_begin(tokens) or self._too_early():
                     return
@@ -291,7 +302,7 @@ class Gate:
                     self._share.concurrency, self._share.requests - 1, self._share.tokens - tokens
                 )
                 turn.set_result(None)
-            self._queue.popleft()
+            queue.popleft()
 
     def _may_begin(self, tokens: int) -> bool:
         share = self._share
@@ -324,7 +335,7 @@ class Gate:
             started=self._started,
             throttled=self._throttled,
             tokens=self._tokens,
-            demand=len(self._queue) + self._in_flight,
+            demand=len(self._again) + len(self._queue) + self._in_flight,
             in_flight=self._in_flight,
             retry_after_s=self._retry_after_s,
             requests_left=self._share.requests,
@@ -342,6 +353,15 @@ class Gate:
         return report
 
     async def _follow(self) -> None:
+        try:
+            await self._ask_for_shares()
+        except Exception as error:
+            self._lost = error
+            for _, turn in (*self._again, *self._queue):
+                if not turn.done():
+                    turn.set_exception(error)
+
+    async def _ask_for_shares(self) -> None:
         while True:
             share = self._share = await self._sync(self._report())
             self._paused_until = time.monotonic() + share.pause_s

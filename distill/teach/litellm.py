@@ -176,8 +176,9 @@ async def complete(
         before_sleep=before_sleep,
         reraise=True,
     ):
+        again = attempt.retry_state.attempt_number > 1
         with attempt:
-            async with gate.slot(tokens) if gate else nullcontext() as slot:
+            async with gate.slot(tokens, again=again) if gate else nullcontext() as slot:
                 return await _once(request, timeout_s=timeout_s, slot=slot)
     raise AssertionError("AsyncRetrying ends with a result or raises")
 

@@ -71,7 +71,14 @@ def cluster_limit(
     actor = (
         ray.remote(SharedLimit)
         .options(
-            name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0
+            name=name,
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            # Lost with its node it begins again, from the full concurrency.
+            max_restarts=-1,
+            max_task_retries=-1,
         )
         .remote(limits)
     )

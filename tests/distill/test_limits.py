@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from distill.teach.limits import Gate, Limits, Report, SharedLimit
+from distill.teach.limits import Gate, Limits, Report, Share, SharedLimit
 
 
 class Clock:
@@ -174,6 +174,43 @@ def test_nobody_is_overtaken_at_the_gate():
     came, begun = asyncio.run(run())
     assert len(begun) == 60
     assert begun == came
+
+
+def test_a_limit_that_is_lost_is_an_error_and_no_endless_wait():
+    async def run():
+        async def sync(report):
+            raise ConnectionError("the limit's actor died")
+
+        found = []
+        async with Gate(sync, interval_s=0.01) as gate:
+            for _ in range(2):  # who waits when it is lost, and who comes later
+                with pytest.raises(ConnectionError, match="actor died"):
+                    async with gate.slot():
+                        found.append("begun")
+        return found
+
+    assert asyncio.run(run()) == []
+
+
+def test_who_was_refused_goes_before_those_who_never_asked():
+    async def run():
+        async def sync(report):
+            return Share(1)
+
+        order = []
+        async with Gate(sync, interval_s=0.01) as gate:
+
+            async def ask(name, *, again=False):
+                async with gate.slot(again=again):
+                    order.append(name)
+                    await asyncio.sleep(0)
+
+            waiting = [asyncio.create_task(ask(name)) for name in ("first", "second")]
+            waiting.append(asyncio.create_task(ask("refused before", again=True)))
+            await asyncio.gather(*waiting)
+        return order
+
+    assert asyncio.run(run()) == ["first", "refused before", "second"]
 
 
 def test_who_stops_waiting_at_the_gate_leaves_his_turn_to_the_next():
