@@ -59,8 +59,8 @@ class Report:
     """What one worker saw since its last report."""
 
     started: int = 0
-    """Requests that were sent. Refusals are compared with these and not with the answers, which
-    come seconds later than the refusals of the same moment."""
+    """Requests that were sent. Refusals are compared with these, and with those in flight, and not
+    with the answers, which come seconds later than the refusals of the same moment."""
     throttled: int = 0
     """Requests that the provider refused with 429."""
     tokens: int = 0
@@ -101,7 +101,7 @@ class SharedLimit:
         now = clock()
         self._window_began = now
         self._paused_until = now
-        self._started = self._throttled = 0
+        self._started = self._throttled = self._carried = 0
         self._retry_after_s = 0.0
         self._seen: dict[str, _Worker] = {}
         self._expected, self._expected_until = 0, now
@@ -130,7 +130,9 @@ class SharedLimit:
         self._retry_after_s = max(self._retry_after_s, report.retry_after_s)
         self._requests.put_back(report.requests_left)
         self._tokens.put_back(report.tokens_left - report.tokens)
-        self._seen[worker] = _Worker(now, report.demand, held=report.in_flight)
+        self._seen[worker] = _Worker(
+            now, report.demand, held=report.in_flight, in_flight=report.in_flight
+        )
         self._seen = {k: v for k, v in self._seen.items() if now - v.asked_at < FORGET_S}
         quiet = self._started < LEAST_STARTED and now - self._window_began < LONGEST_WINDOW_S
         if now - self._window_began >= WINDOW_S and not quiet:
@@ -147,8 +149,11 @@ class SharedLimit:
         )
 
     def _judge(self, now: float) -> None:
-        if self._started or self._throttled:
-            refused = self._throttled / max(self._started, self._throttled)
+        # A busy client reads refusals late, in a window in which hardly anything began: those in
+        # flight when it opened could have been refused in it as well.
+        under_way = self._carried + self._started
+        if under_way or self._throttled:
+            refused = self._throttled / max(under_way, self._throttled)
             if refused > SHRINK_ABOVE:
                 self.concurrency = max(1.0, self.concurrency * (1 - refused / 2))
                 self._paused_until = now + self._retry_after_s
@@ -156,6 +161,7 @@ class SharedLimit:
                 step = max(1.0, GROWTH * self.limits.concurrency)
                 self.concurrency = min(self.limits.concurrency, self.concurrency + step)
         self._window_began = now
+        self._carried = sum(seen.in_flight for seen in self._seen.values())
         self._started = self._throttled = 0
         self._retry_after_s = 0.0
 
@@ -189,6 +195,8 @@ class _Worker:
     demand: int
     held: int
     """Requests that it may have in flight: those it had when it asked, or its share."""
+    in_flight: int
+    """Those it had when it asked."""
 
 
 class _Bucket:

@@ -102,6 +102,19 @@ def test_refusals_between_two_waves_of_answers_are_measured_by_what_was_sent():
     assert share.concurrency == 256
 
 
+def test_refusals_that_a_busy_client_reads_late_are_measured_by_what_was_in_flight():
+    limit, clock = shared(concurrency=256)
+    clock.now = 1.5
+    limit.sync("a", Report(started=256, demand=500, in_flight=256))
+    clock.now = 7
+    share = limit.sync("a", Report(started=20, throttled=13, demand=500, in_flight=250))
+    assert (share.concurrency, share.pause_s) == (256, 0)
+    # Refused are nearly all of few: that is a provider that takes no more.
+    clock.now = 8.5
+    share = limit.sync("a", Report(started=40, throttled=260, demand=500, in_flight=20))
+    assert share.concurrency < 150
+
+
 @pytest.mark.parametrize(("field", "rate"), [("requests", 120), ("tokens", 6_000)])
 def test_a_rate_a_minute_is_kept_over_all_workers(field, rate):
     limit, clock = shared(concurrency=1000, **{f"{field}_per_minute": rate})
