@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -100,8 +101,14 @@ def seconds(value: float | None) -> str:
 
 
 def command_name() -> str:
-    """How a person types `distillery` here: its path, unless it is on the PATH."""
+    """How a person types `distillery` here: its path, unless their own shell finds it.
+
+    `make` and we ourselves put the environment on the PATH of our processes, and not on theirs:
+    an environment of which nobody's shell knows counts as not there.
+    """
     beside = Path(sys.executable).with_name("distillery")
-    if shutil.which("distillery") or not beside.exists():
+    found = shutil.which("distillery")
+    activated = os.environ.get("VIRTUAL_ENV") == sys.prefix
+    if not beside.exists() or activated or (found and Path(found) != beside):
         return "distillery"
     return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
