@@ -15,6 +15,8 @@ from jobs.bench.train_ours import Trained, run_ours
 from jobs.bench.train_sides import Bench, Rows, our_turn, say, settings_for, take_turns
 
 HELD_OUT = 0.1
+WORKERS_STEPS = 8
+"""Of the comparison of workers: in their first steps they still touch memory for the first time."""
 MORE_STEPS = 1.2
 """Ours may take more steps than TRL to the same loss: what is compared is time."""
 
@@ -97,7 +99,8 @@ def workers(bench: Bench) -> list[Case]:
     """Two workers against one, one thread each, the same records a step."""
     two = settings_for()
     one = two.model_copy(update={"workers": 1})
-    records = mixed_records(bench.corpus, bench.steps * two.batch_size, seed=0)
+    steps = max(bench.steps, WORKERS_STEPS)
+    records = mixed_records(bench.corpus, steps * two.batch_size, seed=0)
     runs = take_turns(
         {
             "two workers": lambda: our_turn(bench, two, records),
