@@ -210,11 +210,16 @@ class ModelReplica(LLMServer):
         if model_id is None:
             rounds.append([(WARM_PROMPT, greedy), (WARM_PROMPT, SAMPLED), (WARM_PROMPT[:64], {})])
             rounds.append([(WARM_PROMPT[: 48 * n], greedy) for n in range(1, WARM_BATCH + 1)])
+        # An adapter's weights are paged in by one token; under load each further one is a step
+        # that everybody shares, and the alias waits for it.
+        tokens = 4 if model_id is None else 1
         for batch in rounds:
-            await asyncio.gather(*(self._generate(name, prompt, s) for prompt, s in batch))
+            await asyncio.gather(*(self._generate(name, prompt, s, tokens) for prompt, s in batch))
 
-    async def _generate(self, name: str, prompt: str, sampling: dict[str, Any]) -> None:
-        request = CompletionRequest(model=name, prompt=prompt, max_tokens=4, **sampling)
+    async def _generate(
+        self, name: str, prompt: str, sampling: dict[str, Any], max_tokens: int
+    ) -> None:
+        request = CompletionRequest(model=name, prompt=prompt, max_tokens=max_tokens, **sampling)
         answer = await self.engine._oai_serving_completion.create_completion(request, None)
         if isinstance(answer, ErrorResponse):
             raise RuntimeError(f"{name} does not answer: {answer.error.message}")
