@@ -76,14 +76,38 @@ async def load(url: str, requests: Sequence[dict[str, Any]], *, clients: int) ->
     return found
 
 
-def wrong_answers(samples: Sequence[Sample], texts: dict[str, str]) -> list[Case]:
-    """Compare answers with `texts`, what the model in their header answered when it was alone.
+Texts = dict[str, frozenset[str]]
+"""What each version answers when nobody else is asked, alone and `CLIENTS` at a time."""
 
-    A text that is nobody's can be a rounding: bfloat16 sums depend on what else is in the batch.
-    It counts all the same; the second figure tells it from a version that was mixed up.
+
+async def own_texts(
+    url: str, request: dict[str, Any], models: Sequence[str], *, clients: int = CLIENTS
+) -> Texts:
+    """Ask each version by its name; SystemExit when two answer alike.
+
+    bfloat16 sums depend on how many share the batch, and where two tokens are nearly equally likely
+    a version has two answers of its own. Which of them is given says nothing about a mix-up.
     """
-    wrong = [sample for sample in samples if sample.text != texts[sample.served_by]]
-    mixed_up = sum(sample.text in texts.values() for sample in wrong)
+    texts: Texts = {}
+    for model in models:
+        asked = [request | {"model": model}]
+        alone = await load(url, asked, clients=1)
+        beside = await load(url, asked * 2 * clients, clients=clients)
+        texts[model] = frozenset(sample.text for sample in (*alone, *beside))
+    if len(frozenset().union(*texts.values())) < sum(map(len, texts.values())):
+        raise SystemExit("two versions answer alike: the benchmark could not tell them apart")
+    return texts
+
+
+def wrong_answers(samples: Sequence[Sample], texts: Texts) -> list[Case]:
+    """Compare answers with what the version in their header answers by itself.
+
+    A text that is nobody's can still be a rounding, of a batch with several adapters. It counts all
+    the same; the second figure tells it from a version that was mixed up.
+    """
+    wrong = [sample for sample in samples if sample.text not in texts[sample.served_by]]
+    everyones = frozenset().union(*texts.values())
+    mixed_up = sum(sample.text in everyones for sample in wrong)
     return [
         at_most("answers unlike their version's own", len(wrong), unit="answers", target=0),
         at_most("of them another version's", mixed_up, unit="answers", target=0),

@@ -36,6 +36,7 @@ from jobs.bench.served import (
     body,
     load,
     ours,
+    own_texts,
     publish_random,
     running,
     wrong_answers,
@@ -116,12 +117,7 @@ def promote(model: str, folder: Path, *, rounds: int) -> list[Case]:
 
 async def _promote(server: Server, registry: Registry, *, swaps: int) -> list[Case]:
     request = body("swapped", max_tokens=8)
-    texts = {}
-    for model in ("swapped@v1", "swapped@v2"):
-        (found,) = await load(server.url, [request | {"model": model}], clients=1)
-        texts[model] = found.text
-    if len(set(texts.values())) < len(texts):
-        raise SystemExit("the two versions answer alike: the benchmark could not tell them apart")
+    texts = await own_texts(server.url, request, ["swapped@v1", "swapped@v2"])
     samples: list[Sample] = []
     done = asyncio.Event()
 
@@ -173,10 +169,8 @@ async def _swaps(server: Server, registry: Registry) -> list[Case]:
     versions = registry.versions("many")
     timeout = aiohttp.ClientTimeout(total=300)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        texts = {}
-        for version in versions:
-            name = f"many@v{version}"
-            texts[name] = (await ask(session, server.url, request | {"model": name})).text
+        names = [f"many@v{version}" for version in versions]
+        texts = await own_texts(server.url, request, names, clients=2)
         # Every slot, cache and arena has been used by now.
         before = server.memory_mib()["replica"]
         for number in range(100):

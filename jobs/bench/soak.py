@@ -27,8 +27,8 @@ from jobs.bench.served import (
     Server,
     ask,
     body,
-    load,
     ours,
+    own_texts,
     publish_random,
     wrong_answers,
 )
@@ -67,14 +67,8 @@ async def soak(server: Server, registry: Registry, base: str, *, minutes: float)
     """Load the server and return what came of it."""
     models = [base, *NAMES]
     request = {name: body(name, max_tokens=8) for name in models}
-    texts = {}
-    for name in NAMES:
-        for version in range(1, VERSIONS + 1):
-            model = f"{name}@v{version}"
-            (found,) = await load(server.url, [request[name] | {"model": model}], clients=1)
-            texts[model] = found.text
-    if len(set(texts.values())) < len(texts):
-        raise SystemExit("two adapters answer alike: the soak could not tell them apart")
+    versions = [f"{name}@v{number}" for name in NAMES for number in range(1, VERSIONS + 1)]
+    texts = await own_texts(server.url, request[NAMES[0]], versions, clients=CLIENTS)
     samples: list[Sample] = []
     memory: list[tuple[float, float, float]] = []
     begun = time.monotonic()
