@@ -70,11 +70,11 @@ def losses(folder: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def undisturbed(
     tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[TrainResult, list[float]]]:
+) -> tuple[TrainResult, list[float]]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    with local_ray(num_cpus=2):
+    with local_ray(num_cpus=1):
         here = SETTINGS.model_copy(update={"in_process": True})
-        yield run(tiny_model, folder, settings=here), losses(folder)
+        return run(tiny_model, folder, settings=here), losses(folder)
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def fill(disk: Path, *, leave: int) -> None:
 def test_a_full_disk_ends_the_run_in_a_sentence_and_keeps_the_last_good_checkpoint(
     undisturbed: tuple[TrainResult, list[float]], tiny_model: Path, tmp_path: Path
 ) -> None:
-    with small_disk(tmp_path / "disk") as disk:
+    with small_disk(tmp_path / "disk") as disk, local_ray(num_cpus=2):
 
         def fill_once(row: dict[str, Any]) -> None:
             if row["step"] > 10 and not (disk / "filler").exists():
