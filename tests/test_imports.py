@@ -64,7 +64,14 @@ def offenders(modules: list[str], *, unwanted: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "folder", ["cluster", "distill/tasks", "distill/prompts", "distill/train/plan", "jobs"]
+    "folder",
+    [
+        "cluster",
+        "distill/tasks",
+        "distill/prompts",
+        "distill/train/plan",
+        pytest.param("jobs", marks=pytest.mark.slow),
+    ],
 )
 def test_every_module_of_a_light_folder(folder: str) -> None:
     modules = modules_below(folder)

@@ -23,6 +23,7 @@ def run(program: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(path.name for path in (MONITORING / "tests").glob("*.yml")))
 def test_every_rule_says_what_its_cases_expect(file: str) -> None:
     assert "SUCCESS" in run("promtool", "test", "rules", f"tests/{file}")

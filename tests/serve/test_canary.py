@@ -86,6 +86,7 @@ def test_one_that_answers_nothing_but_errors_has_no_latency_to_hide_behind():
     assert decision.action == "roll_back"
 
 
+@pytest.mark.slow
 def test_wrong_ends_are_as_rare_as_stated():
     # Just within its bound a canary may never be rolled back, just outside never promoted, in
     # more than alpha of the cases, although there are 120 looks at each.

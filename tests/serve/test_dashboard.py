@@ -181,6 +181,7 @@ def press(page: Page, label: str) -> None:
     page.run(f"document.querySelector('button[aria-label=\"{label}\"]').click()")
 
 
+@pytest.mark.slow
 def test_the_page_shows_figures_and_moves_an_alias(registry: Registry, tmp_path: Path) -> None:
     gateway = Gateway(registry, ServeConfig(slo_p90_s=1.0))
     with running(gateway) as url, open_page(f"{url}/dashboard") as page:
@@ -227,6 +228,7 @@ def test_the_page_shows_figures_and_moves_an_alias(registry: Registry, tmp_path:
         assert_readable(page, tmp_path)
 
 
+@pytest.mark.slow
 def test_with_keys_the_page_shows_nothing_without_an_admins(
     registry: Registry, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def test_another_result_is_a_mismatch_that_shows_both():
     assert number.kind == "mismatch"
 
 
+@pytest.mark.slow
 def test_an_endless_loop_ends_the_process_and_keeps_what_was_done_before():
     source = "def f(x):\n    while x == 2:\n        pass\n    return x"
     first, second, third = run_calls(source, "f", [[1], [2], [3]], limits=SHORT)
