@@ -225,6 +225,7 @@ def test_a_full_disk_drops_and_counts_and_no_request_waits(tmp_path: Path) -> No
         subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
+@pytest.mark.slow
 def test_a_store_that_hangs_drops_and_counts_and_no_request_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -24,6 +24,9 @@ from distill.route.report import write_report
 from distill.route.worth import area, calibration_error, reliability
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     with threadpool_limits(1):

@@ -284,6 +284,7 @@ def test_an_input_that_breaks_the_constraints_is_the_questions_fault(row):
     assert reason.startswith("Example 3: the reference solution fails on this input (exception:")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solution", "words"),
     [

@@ -46,6 +46,7 @@ def test_an_endless_loop_ends_the_process_and_keeps_what_was_done_before():
     assert "call 2 ended the process" in third.detail
 
 
+@pytest.mark.slow
 def test_waiting_is_stopped_by_the_clock():
     source = "import queue\ndef f(x): return queue.Queue().get()"
     outcome, _ = run_calls(source, "f", [[1], [2]], limits=Limits(wall_s=1))
