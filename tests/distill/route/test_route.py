@@ -23,7 +23,6 @@ from distill.route.regression import fit
 from distill.route.report import write_report
 from distill.route.worth import area, calibration_error, reliability
 
-
 pytestmark = pytest.mark.slow
 
 
