@@ -63,15 +63,9 @@ def offenders(modules: list[str], *, unwanted: list[str]) -> list[str]:
     return [line + "\n" + done.stderr for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "folder",
-    [
-        "cluster",
-        "distill/tasks",
-        "distill/prompts",
-        "distill/train/plan",
-        pytest.param("jobs", marks=pytest.mark.slow),
-    ],
+    "folder", ["cluster", "distill/tasks", "distill/prompts", "distill/train/plan", "jobs"]
 )
 def test_every_module_of_a_light_folder(folder: str) -> None:
     modules = modules_below(folder)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Each starts a process.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
