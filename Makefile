@@ -108,13 +108,8 @@ test: model lint
 	@$(RUN)/python -m pytest -m "not model" $(SHARED) --durations=15
 	$(RUN)/python -m pytest -m model $(PAIRED) --durations=15
 
-# Files in which every test is slow: to read them (schemathesis, clients) costs seconds, too.
-UNREAD := --ignore tests/e2e --ignore tests/serve/policed --ignore-glob '*_served.py' \
-          --ignore tests/serve/test_serving.py \
-          --ignore tests/distill/route/test_route.py
-
 test-fast: setup
-	@$(RUN)/python -m pytest -m "not ray and not model and not slow" $(SHARED) $(UNREAD)
+	@$(RUN)/python -m pytest -m "not ray and not model and not slow" $(SHARED)
 
 lint: setup
 	@$(BIN)/ruff format --check .

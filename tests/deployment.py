@@ -12,9 +12,8 @@ from typing import Any
 import httpx
 import openai
 from openai_server import OpenAIServer, openai_server
-from routing import learned, questions
+from routing import predictor_of
 
-from cluster.difficulty import Model, Predictor, Scorer
 from cluster.registry import Registry
 from cluster.storage import Store
 from distill.tasks.task import load_task
@@ -28,10 +27,6 @@ from serve.routing.config import RoutingConfig
 from serve.routing.router import RoutingParts
 
 QUESTION = [{"role": "user", "content": "Bank: ACME USD 12.50; ERP: none"}]
-EASY, HARD = (
-    next(row["messages"] for row in questions(200, seed=11) if row["hard"] is hard)
-    for hard in (False, True)
-)
 RIGHT = json.dumps(
     {
         "classification": "MISSING_ENTRY",
@@ -85,19 +80,6 @@ class Served:
         return found
 
 
-def predictor() -> Predictor:
-    """What says how hard a prompt is; it can be read off these."""
-    return Predictor(
-        scorer=Scorer(Model.model_validate(learned(questions(500, seed=1))["model"])),
-        threshold=0.25,
-        task="reconcile",
-        task_digest="0" * 64,
-        adapter="routed",
-        base_model="tiny-llama",
-        reason="",
-    )
-
-
 @contextmanager
 def deployed(
     folder: Path, *, port: int, base_model: Path, adapters: dict[str, Path], publish: Any
@@ -145,7 +127,9 @@ def deployed(
                 name: QualityParts(part, TaskChecks(task, verify=True), MakeTeacher(task, asked))
                 for name, part in checks.items()
             },
-            routing={"routed": RoutingParts(routing, predictor())},
+            routing={
+                "routed": RoutingParts(routing, predictor_of("routed", base_model="tiny-llama"))
+            },
         )
         yield Served(url, registry, str(folder / "log"), teacher)
         app.shutdown(config.app_name)

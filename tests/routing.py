@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from cluster.difficulty import Model, Predictor, Scorer
 from cluster.example import example_id
 from distill.route.curve import Wish
 from distill.route.labels import HeldOut, Logged
@@ -81,4 +82,23 @@ def learned(
     """What `routing.json` would hold."""
     return route(
         held(rows, other=other), more or Logged(), subject=subject, wish=wish, samples=300, seed=17
+    )
+
+
+EASY, HARD = (
+    next(row["messages"] for row in questions(200, seed=11) if row["hard"] is hard)
+    for hard in (False, True)
+)
+
+
+def predictor_of(adapter: str, *, base_model: str) -> Predictor:
+    """What says how hard a prompt is to `adapter`; it can be read off these."""
+    return Predictor(
+        scorer=Scorer(Model.model_validate(learned(questions(500, seed=1))["model"])),
+        threshold=0.25,
+        task="reconcile",
+        task_digest="0" * 64,
+        adapter=adapter,
+        base_model=base_model,
+        reason="",
     )

@@ -77,13 +77,13 @@ async def load(url: str, requests: Sequence[dict[str, Any]], *, clients: int) ->
 
 
 Texts = dict[str, frozenset[str]]
-"""What each version answers when nobody else is asked, alone and `CLIENTS` at a time."""
+"""What each version answers when nobody else is asked, alone and several at a time."""
 
 
 async def own_texts(
     url: str, request: dict[str, Any], models: Sequence[str], *, clients: int = CLIENTS
 ) -> Texts:
-    """Ask each version by its name; SystemExit when two answer alike.
+    """Ask each version by its name; SystemExit when two answer alike or one does not answer.
 
     bfloat16 sums depend on how many share the batch, and where two tokens are nearly equally likely
     a version has two answers of its own. Which of them is given says nothing about a mix-up.
@@ -93,6 +93,8 @@ async def own_texts(
         asked = [request | {"model": model}]
         alone = await load(url, asked, clients=1)
         beside = await load(url, asked * 2 * clients, clients=clients)
+        if failed := [sample.status for sample in (*alone, *beside) if sample.status != 200]:
+            raise SystemExit(f"{model} does not answer: status {failed[0]}")
         texts[model] = frozenset(sample.text for sample in (*alone, *beside))
     if len(frozenset().union(*texts.values())) < sum(map(len, texts.values())):
         raise SystemExit("two versions answer alike: the benchmark could not tell them apart")

@@ -7,33 +7,19 @@ from dataclasses import replace
 
 import pytest
 from gateway_path import BAD, GOOD, Frontier, Served
-from routing import learned, questions
+from routing import EASY, HARD, predictor_of
 
-from cluster.difficulty import Model, Predictor, Scorer
+from cluster.difficulty import Predictor
 from cluster.errors import ConfigError
 from cluster.registry import Split
 from serve.config import ServeConfig
 from serve.request_log import SCHEMA
 from serve.routes import Alias
 
-EASY, HARD = (
-    next(row["messages"] for row in questions(200, seed=11) if row["hard"] is hard)
-    for hard in (False, True)
-)
-
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    found = learned(questions(500, seed=1))
-    return Predictor(
-        scorer=Scorer(Model.model_validate(found["model"])),
-        threshold=0.25,
-        task="reconcile",
-        task_digest="0" * 64,
-        adapter="reconcile",
-        base_model="tiny",
-        reason="",
-    )
+    return predictor_of("reconcile", base_model="tiny")
 
 
 def test_a_hard_prompt_goes_to_the_larger_adapter_and_an_easy_one_stays(tmp_path, predictor):

@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
-from deployment import EASY, HARD, QUESTION, RIGHT, Served
+from deployment import QUESTION, RIGHT, Served
+from routing import EASY, HARD
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
