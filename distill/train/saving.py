@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -27,13 +28,17 @@ class Saver:
         """`checkpoints` is Ray Train's folder in the run's."""
         self._engine, self._student = engine, student
         self._train, self._checkpoints = train, checkpoints
+        self._prefix = upload_prefix(checkpoints)
+        # A worker that was killed left what it was about to upload, which can be gigabytes.
+        for left in Path(tempfile.gettempdir()).glob(self._prefix + "*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def save(self, position: Position) -> dict[str, int] | None:
         """Save on all workers together; returns the bytes needed and free if they do not fit."""
         import ray.train
         import torch.distributed as dist
 
-        temporary = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+        temporary = Path(tempfile.mkdtemp(prefix=self._prefix))
         save_state(self._engine, self._student, position, temporary, train=self._train)
         sizes: list[Any] = [0] * dist.get_world_size()
         dist.all_gather_object(sizes, list_files(temporary, worker=dist.get_rank()))
@@ -48,6 +53,11 @@ class Saver:
             delete_local_checkpoint_after_upload=True,
         )
         return None
+
+
+def upload_prefix(checkpoints: Path) -> str:
+    """Return how the temporary folders of a run's checkpoints begin."""
+    return f"checkpoint-{hashlib.sha256(str(checkpoints).encode()).hexdigest()[:12]}-"
 
 
 def lacking_room(checkpoints: Path, *, needed: int | None = None) -> dict[str, int] | None:

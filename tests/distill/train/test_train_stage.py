@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from local_ray import local_ray
 from cluster import metrics
 from cluster.errors import ConfigError, DataError, StageError
 from distill.train.config import StudentConfig, TrainConfig
+from distill.train.saving import upload_prefix
 from distill.train.stage import TrainResult, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
@@ -173,11 +175,14 @@ def test_a_killed_driver_is_resumed_by_running_again(
     driver.kill()
     driver.wait()
     assert not (folder / "adapter").exists()
+    # As a worker leaves it that is killed while it uploads.
+    left = Path(tempfile.mkdtemp(prefix=upload_prefix(folder / "checkpoints")))
 
     # Half of the cluster is gone: one worker goes on with what two had cut up between them.
     result, rows = run(tiny_model, folder, settings(workers=1))
     assert result.restarts == 1
     assert losses(rows) == pytest.approx(losses(undisturbed[1]), rel=2e-3)
+    assert not left.exists()
     again, _ = run(tiny_model, folder, settings())
     assert again == result  # finished: nothing is trained a second time
     with pytest.raises(ConfigError, match="checkpoints of another run: its train differ"):
