@@ -104,7 +104,7 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_keeps_the_last_good_checkpoi
     with small_disk(tmp_path / "disk") as disk, local_ray(num_cpus=2):
         # A checkpoint and what the run asks for beside it fit once (1.9 MiB), not twice.
         fill(disk, leave=2600 * 2**10)
-        full = r"the disk of .* is full: .*; the checkpoint of step (10|20) is kept\. Free some space"
+        full = r"the disk of .* is full: .*; the checkpoint of step (10|20) is kept\. Free some"
         with pytest.raises(StageError, match=full) as first:
             run(tiny_model, disk / "run")
         [kept] = re.findall(full, str(first.value))
