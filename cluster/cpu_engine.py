@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from cluster import processor
+from cluster import cpu_norm, processor
 
 
 def num_cores() -> int:
@@ -33,6 +33,9 @@ def environment(*, kv_cache_gb: int, num_threads: int = 0) -> dict[str, str]:
 
 def engine_arguments(*, kv_cache_gb: int) -> dict[str, Any]:
     """Arguments of vLLM's engine; given bytes it asks for no share of the whole memory."""
+    # vLLM refuses a name whose plugin it was told to leave out.
+    chosen = os.environ.get("VLLM_PLUGINS")
+    norms = chosen is None or cpu_norm.PLUGIN in chosen.split(",")
     return {
         "dtype": processor.dtype_name(None),
         "enforce_eager": True,
@@ -41,4 +44,5 @@ def engine_arguments(*, kv_cache_gb: int) -> dict[str, Any]:
         # engine: vLLM 0.29 then rewinds the request's generator, and those of CPU have no offset
         # ("CPU Generator does not use offset").
         "enable_chunked_prefill": False,
+        **({"ir_op_priority": cpu_norm.PRIORITY} if norms else {}),
     }
