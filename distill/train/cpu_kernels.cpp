@@ -81,17 +81,18 @@ void swiglu(const num* gu, num* a, int64_t M, int64_t F) {
     }
 }
 
-// In place: gu becomes its gradient, da becomes a (which the adapter's gradient needs).
-void swiglu_backward(num* gu, num* da, int64_t M, int64_t F) {
+// dgu becomes the gradient of gu; in place, da becomes a (which the adapter's gradient needs).
+void swiglu_backward(const num* gu, num* dgu, num* da, int64_t M, int64_t F) {
 #pragma omp parallel for
     for (int64_t m = 0; m < M; ++m) {
-        num *g = gu + m * 2 * F, *u = g + F, *d = da + m * F;
+        const num *g = gu + m * 2 * F, *u = g + F;
+        num *dg = dgu + m * 2 * F, *du = dg + F, *d = da + m * F;
         for (int64_t f = 0; f < F; ++f) {
             const float z = up(g[f]), v = up(u[f]), grad = up(d[f]);
             const float s = 1.0f / (1.0f + std::exp(-z));
             const float silu = z * s;
-            g[f] = down(grad * v * (s + silu * (1.0f - s)));
-            u[f] = down(grad * silu);
+            dg[f] = down(grad * v * (s + silu * (1.0f - s)));
+            du[f] = down(grad * silu);
             d[f] = down(silu * v);
         }
     }

@@ -107,9 +107,11 @@ def swiglu(gate_up_M_2F: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def swiglu_backward(gate_up_M_2F: torch.Tensor, grad_M_F: torch.Tensor) -> None:
-    """In place: `gate_up` becomes its gradient, `grad` becomes silu(gate) · up."""
-    _call("swiglu_backward", gate_up_M_2F, grad_M_F, *grad_M_F.shape)
+def swiglu_backward(gate_up_M_2F: torch.Tensor, grad_M_F: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of `gate_up`; in place, `grad` becomes silu(gate) · up."""
+    d_gate_up = torch.empty_like(gate_up_M_2F)
+    _call("swiglu_backward", gate_up_M_2F, d_gate_up, grad_M_F, *grad_M_F.shape)
+    return d_gate_up
 
 
 def rotate_split(

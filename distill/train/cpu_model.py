@@ -131,9 +131,7 @@ class _Block(torch.autograd.Function):
         # Feed-forward
         d_act, dt_d = _linear_backward(grad, block.down, ad, bd * scale)
         [db_d] = _b_gradients(grad, t_d, [bd], scale)
-        # Saved tensors stay as they are: a graph kept for a second backward must not change.
-        d_gate_up = gate_up.clone()
-        kernels.swiglu_backward(d_gate_up, d_act)
+        d_gate_up = kernels.swiglu_backward(gate_up, d_act)  # d_act is the activation from here on
         da_d = dt_d.t() @ d_act
         a_gu, b_gu = torch.cat([ag, au]), torch.block_diag(bg, bu) * scale
         d_normed, dt_gu = _linear_backward(d_gate_up, block.gate_up, a_gu, b_gu)
