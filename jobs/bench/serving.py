@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -36,11 +37,9 @@ from jobs.bench.served import (
     body,
     load,
     ours,
-    own_texts,
-    publish_random,
     running,
-    wrong_answers,
 )
+from jobs.bench.voices import Voices, mixed_up, publish_random, telling
 
 REQUESTS_A_TURN = 24
 SWAP_LOAD = 500
@@ -109,15 +108,16 @@ def hop(folder: Path, *, rounds: int) -> list[Case]:
 def promote(model: str, folder: Path, *, rounds: int) -> list[Case]:
     """Move an alias to and fro under load; every answer is its own version's, none fails."""
     registry = Registry(str(folder / "registry"))
-    publish_random(registry, "swapped", Path(model), folder, count=2)
-    registry.promote("swapped", 1)
+    request = telling(body("swapped", max_tokens=8))
+    told = {"count": 2, "messages": request["messages"]}
+    voices = publish_random(registry, ["swapped"], Path(model), folder, **told)
     with ours(model, folder) as server:
-        return asyncio.run(_promote(server, registry, swaps=max(4, rounds)))
+        return asyncio.run(_promote(server, registry, request, voices, swaps=max(4, rounds)))
 
 
-async def _promote(server: Server, registry: Registry, *, swaps: int) -> list[Case]:
-    request = body("swapped", max_tokens=8)
-    texts = await own_texts(server.url, request, ["swapped@v1", "swapped@v2"])
+async def _promote(
+    server: Server, registry: Registry, request: dict[str, Any], voices: Voices, *, swaps: int
+) -> list[Case]:
     samples: list[Sample] = []
     done = asyncio.Event()
 
@@ -151,26 +151,28 @@ async def _promote(server: Server, registry: Registry, *, swaps: int) -> list[Ca
                 target=2.0),
         for_comparison("requests meanwhile", len(samples), unit="requests"),
         at_most("of them failed", failed, unit="requests", target=0),
-        *wrong_answers([s for s in samples if s.status == 200], texts),
+        *mixed_up([s for s in samples if s.status == 200], voices),
     ]  # fmt: skip
 
 
 def swaps(model: str, folder: Path) -> list[Case]:
-    """100 swaps, then 50 adapters through 4 slots: memory, and answers against the first ones."""
+    """100 swaps, then 50 adapters through 4 slots: memory, and answers against PEFT's logits."""
     registry = Registry(str(folder / "registry"))
-    publish_random(registry, "many", Path(model), folder, count=50)
-    registry.promote("many", 1)
+    request = telling(body("many", max_tokens=4))
+    told = {"count": 50, "messages": request["messages"]}
+    voices = publish_random(registry, ["many"], Path(model), folder, **told)
     with ours(model, folder, max_loras=4) as server:
-        return asyncio.run(_swaps(server, registry))
+        return asyncio.run(_swaps(server, registry, request, voices))
 
 
-async def _swaps(server: Server, registry: Registry) -> list[Case]:
-    request = body("many", max_tokens=4)
+async def _swaps(
+    server: Server, registry: Registry, request: dict[str, Any], voices: Voices
+) -> list[Case]:
     versions = registry.versions("many")
     timeout = aiohttp.ClientTimeout(total=300)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        names = [f"many@v{version}" for version in versions]
-        texts = await own_texts(server.url, request, names, clients=2)
+        every = [request | {"model": f"many@v{version}"} for version in versions]
+        await load(server.url, every, clients=CLIENTS)
         # Every slot, cache and arena has been used by now.
         before = server.memory_mib()["replica"]
         for number in range(100):
@@ -182,8 +184,7 @@ async def _swaps(server: Server, registry: Registry) -> list[Case]:
                     break
                 await asyncio.sleep(0.01)
         after_swaps = server.memory_mib()["replica"]
-        asked = [request | {"model": f"many@v{v}"} for v in versions] * 2
-        samples = await load(server.url, asked, clients=CLIENTS)
+        samples = await load(server.url, every * 2, clients=CLIENTS)
         after_churn = server.memory_mib()["replica"]
     failed = sum(s.status != 200 for s in samples)
     return [
@@ -192,7 +193,7 @@ async def _swaps(server: Server, registry: Registry) -> list[Case]:
         at_most("after 100 more loads through 4 slots / before", after_churn / before,
                 unit="ratio", target=1.05),
         at_most("of 100 answers by 50 adapters: failed", failed, unit="answers", target=0),
-        *wrong_answers([s for s in samples if s.status == 200], texts),
+        *mixed_up([s for s in samples if s.status == 200], voices),
     ]  # fmt: skip
 
 
@@ -208,8 +209,8 @@ def _files(folder: Path) -> dict[Path, int]:
 def malformed_requests(model: str, folder: Path, *, count: int = 10_000) -> list[Case]:
     """Send what no server should fall over."""
     registry = Registry(str(folder / "registry"))
-    publish_random(registry, "reconcile", Path(model), folder, count=1)
-    registry.promote("reconcile", 1)
+    messages = body("reconcile")["messages"]
+    publish_random(registry, ["reconcile"], Path(model), folder, count=1, messages=messages)
     with ours(model, folder) as server:
         before = _files(folder)
         outcome = malformed.send(server.url, count=count, seed=1)

@@ -28,10 +28,8 @@ from jobs.bench.served import (
     ask,
     body,
     ours,
-    own_texts,
-    publish_random,
-    wrong_answers,
 )
+from jobs.bench.voices import Voices, mixed_up, publish_random, telling
 
 NAMES = ("alpha", "beta", "gamma")
 VERSIONS = 2
@@ -60,15 +58,15 @@ async def stream(session: aiohttp.ClientSession, url: str, request: dict[str, An
         status, served_by = 0, ""
     if status == 200 and (not lines or lines[-1] != b"data: [DONE]"):
         status = 0
-    return Sample(time.perf_counter() - begun, status, served_by, "")
+    return Sample(time.perf_counter() - begun, status, served_by)
 
 
-async def soak(server: Server, registry: Registry, base: str, *, minutes: float) -> list[Case]:
+async def soak(
+    server: Server, registry: Registry, base: str, voices: Voices, *, minutes: float
+) -> list[Case]:
     """Load the server and return what came of it."""
     models = [base, *NAMES]
-    request = {name: body(name, max_tokens=8) for name in models}
-    versions = [f"{name}@v{number}" for name in NAMES for number in range(1, VERSIONS + 1)]
-    texts = await own_texts(server.url, request[NAMES[0]], versions, clients=CLIENTS)
+    request = {name: telling(body(name, max_tokens=8)) for name in models}
     samples: list[Sample] = []
     memory: list[tuple[float, float, float]] = []
     begun = time.monotonic()
@@ -103,14 +101,14 @@ async def soak(server: Server, registry: Registry, base: str, *, minutes: float)
         turns = itertools.count()
         await asyncio.gather(follow(), *(client(session, turns) for _ in range(CLIENTS)))
     failed = sum(sample.status != 200 for sample in samples)
-    told = [sample for sample in samples if sample.text and sample.served_by in texts]
+    told = [s for s in samples if s.said and s.served_by in voices.logprobs]
     latencies = [sample.latency_s for sample in samples]
     cases = [
         for_comparison("requests", len(samples), unit="requests"),
         for_comparison("alias moves", len(memory), unit="moves"),
         for_comparison("P90", float(np.quantile(latencies, 0.9)), unit="s"),
         at_most("requests that failed", failed, unit="requests", target=0),
-        *wrong_answers(told, texts),
+        *mixed_up(told, voices),
     ]
     return [*cases, *slopes(memory, minutes=minutes)]
 
@@ -147,11 +145,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="distillery-bench-") as name:
         folder = Path(name)
         registry = Registry(str(folder / "registry"))
-        for adapter in NAMES:
-            publish_random(registry, adapter, model, folder, count=VERSIONS)
-            registry.promote(adapter, 1)
+        messages = body(NAMES[0])["messages"]
+        voices = publish_random(registry, NAMES, model, folder, count=VERSIONS, messages=messages)
         with ours(str(model), folder, max_loras=len(NAMES) * VERSIONS) as server:
-            cases = asyncio.run(soak(server, registry, model.name, minutes=options.minutes))
+            cases = asyncio.run(soak(server, registry, model.name, voices, minutes=options.minutes))
     sys.exit(report("soak", cases))
 
 
