@@ -109,6 +109,8 @@ class Task:
                 tolerance=self.spec.score.tolerance,
             )
         ]
+        if self.headline in self.spec.score.fields and self.headline not in wrong:
+            label = expected  # the class itself, as figures by class count it: "Yes" is "yes"
         return Scored(True, not wrong, label, expected, f"wrong: {', '.join(wrong)}" * bool(wrong))
 
     def score_row(self, completion: str, row: dict[str, Any]) -> Scored:

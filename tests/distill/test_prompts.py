@@ -73,6 +73,15 @@ def test_the_check_finds_a_combination_that_stands_on_the_other_side_of_a_pair()
     assert contamination(index, np.array([train, train]))["clean"] is True
 
 
+def test_a_number_and_its_text_are_the_same_customer():
+    rows = [
+        {"example_id": f"{n:016x}", "split": "", "stratum": "", "variables": json.dumps(variables)}
+        for n, variables in enumerate(({"customer": 123}, {"customer": " 123"}), start=1)
+    ]
+    splits = np.array([SPLITS.index("train"), SPLITS.index("test")])
+    assert not contamination(Index.of(rows, [["customer"]]), splits)["clean"]
+
+
 @pytest.fixture
 def starter(tmp_path):
     from jobs.init import init_task
