@@ -81,7 +81,8 @@ class Door:
         self._usage: DailyUsage | None = None
         if config.keys:
             self._file = KeyFile(config.keys)
-            self._usage = DailyUsage(Store(config.key_usage or f"{config.keys}/usage"))
+            apart = config.key_usage
+            self._usage = DailyUsage(Store(apart) if apart else Store(config.keys) / "usage")
         self._read: bytes | None = None
         self._problem: str | None = None
         self._following: asyncio.Task[None] | None = None

@@ -120,7 +120,7 @@ def append_version(
             "files": folder_digests(folder),
         }
         beside.write_json(MANIFEST, manifest)
-        datasets.upload(folder, name)
+        datasets.upload(folder, name, last=MANIFEST)
     return manifest
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import s3_server
 
 from cluster.prices import TokenPrice
 from cluster.storage import Store
@@ -42,7 +43,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def with_door(
-    folder: Path,
+    folder: Path | str,
     check: Callable[[Door], Any],
     *,
     price: TokenPrice | None = PRICE,
@@ -195,6 +196,25 @@ def test_the_daily_quota_counts_real_usage_and_survives_a_restart(tmp_path: Path
     with_door(tmp_path, use)
     with_door(tmp_path, use)
     with_door(tmp_path, check_last)
+
+
+@pytest.mark.slow
+def test_keys_and_usage_on_an_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    token, key = new_key("team a", tokens_per_day=1000)
+
+    def use(door: Door) -> None:
+        admitted = door.admit(door.authenticate(bearer(token)), request())
+        admitted.count(Usage(prompt_tokens=1000))
+        door.charge(admitted)
+
+    with s3_server() as server:
+        uri = f"s3://bucket/keys?{server.query}"
+        KeyFile(uri).add(key)
+        with_door(uri, use)
+        assert [name for name in server.objects if name.startswith("bucket/keys/usage/20")]
+        with_door(uri, lambda door: refusal(lambda: use(door)))
 
 
 def test_dollars_are_counted_by_the_price_and_refused_without_one(tmp_path: Path) -> None:
