@@ -94,7 +94,7 @@ class LiteLLMTeacher(Sampling):
     budget_usd: float | None = Field(default=None, gt=0)
     """Asking stops before the dollars of this run, resumes included, pass this."""
     price: Price | None = None
-    """Overrides LiteLLM's price table; needed for a model that the table does not know."""
+    """Overrides the price tables; needed for a model that they do not know."""
 
 
 class VLLMTeacher(Sampling):

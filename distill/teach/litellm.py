@@ -21,6 +21,7 @@ if not os.environ.get("OPENAI_ORGANIZATION"):
 import litellm
 
 from cluster.errors import ConfigError, PrerequisiteError
+from cluster.prices import api_price
 from distill.records import Message
 from distill.tasks.task import Task
 from distill.teach.answer import Answer
@@ -91,10 +92,6 @@ def connection(*, model: str, api_base: str | None, api_key_env: str | None) -> 
     return {"model": model, "api_base": api_base}
 
 
-_REGISTERED: set[str] = set()
-"""Models that LiteLLM knows from `_make_known` only."""
-
-
 def _make_known(model: str, prices: tuple[float, float, float]) -> None:
     """Tell LiteLLM of a model that its table lacks.
 
@@ -113,33 +110,30 @@ def _make_known(model: str, prices: tuple[float, float, float]) -> None:
             "output_cost_per_token": per_output,
         }
         litellm.register_model({model: entry})
-        _REGISTERED.add(model)
 
 
 def token_prices(config: LiteLLMTeacher) -> tuple[float, float, float]:
-    """Dollars per input, cached input and output token: the configured price, else LiteLLM's.
+    """Dollars per input, cached input and output token: the configured price, else the tables'.
 
     A model that neither knows is a ConfigError: an unknown price is never zero.
     """
     if config.price is not None:
-        per_input = config.price.input_usd_per_mtok / 1e6
-        return per_input, per_input, config.price.output_usd_per_mtok / 1e6
-    try:
-        # A price that another section gave for the model is not LiteLLM's.
-        known = None if config.model in _REGISTERED else litellm.get_model_info(config.model)
-    except Exception:
-        known = None
-    if not known or known.get("input_cost_per_token") is None:
-        raise ConfigError(
-            f"teacher.model {config.model!r}: LiteLLM's price table does not know it; give "
-            "[teacher.price] input_usd_per_mtok and output_usd_per_mtok (0 for your own server)."
-        )
-    per_input = float(known["input_cost_per_token"])
-    cached = known.get("cache_read_input_token_cost")
+        price = config.price.as_token_price("[teacher.price]")
+    else:
+        # Not LiteLLM's own look-up, which answers with zeros for some names that it does not know.
+        known = api_price(config.model)
+        if known is None:
+            raise ConfigError(
+                f"teacher.model {config.model!r}: the price table does not know it; give "
+                "[teacher.price] input_usd_per_mtok and output_usd_per_mtok (0 for your own "
+                "server)."
+            )
+        price = known
+    per_input, per_cached = price.input_usd_per_mtok, price.cached_usd_per_mtok
     return (
-        per_input,
-        per_input if cached is None else float(cached),
-        float(known["output_cost_per_token"] or 0.0),
+        per_input / 1e6,
+        (per_input if per_cached is None else per_cached) / 1e6,
+        price.output_usd_per_mtok / 1e6,
     )
 
 

@@ -108,6 +108,20 @@ def test_a_missing_key_or_price_stops_before_any_request(monkeypatch):
         check_teacher(unknown, task)
 
 
+def test_a_model_costs_in_a_budget_what_it_costs_in_the_tables():
+    from distill.teach.litellm import token_prices
+
+    claude = LiteLLMTeacher(model="anthropic/claude-sonnet-4-20250514")
+    # LiteLLM has no entry for it, and answers with one of zero dollars.
+    assert token_prices(claude) == pytest.approx((3e-6, 3e-6, 15e-6))
+    nano = LiteLLMTeacher(model="openai/gpt-4.1-nano")
+    assert token_prices(nano) == pytest.approx((0.1e-6, 0.025e-6, 0.4e-6))
+    with pytest.raises(ConfigError, match="price table does not know it"):
+        token_prices(LiteLLMTeacher(model="ollama/llama3"))
+    own = Price(input_usd_per_mtok=0, output_usd_per_mtok=0)
+    assert token_prices(LiteLLMTeacher(model="ollama/llama3", price=own)) == (0, 0, 0)
+
+
 def test_a_budget_that_pays_for_no_request_is_refused_before_one_is_sent(tmp_path):
     task, rows = load_task("reconcile"), reconcile_rows(2)
     with openai_server(lambda body, number: (200, "{}")) as server:
