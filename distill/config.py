@@ -230,7 +230,7 @@ class GatesConfig(StrictModel):
 
     min_schema_valid: float | None = Field(default=0.98, ge=0, le=1)
     """Least share of held-out answers that fit the output schema."""
-    min_transfer_ratio: float | None = Field(default=0.9, ge=0)
+    min_transfer_ratio: float | None = Field(default=0.9, ge=0, le=2)
     """Least student accuracy ÷ teacher accuracy."""
     min_gain_over_base: float | None = Field(default=0.05, ge=-1, le=1)
     """Least student accuracy − base accuracy."""

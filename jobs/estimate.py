@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.prices import api_price
@@ -57,7 +58,7 @@ def print_estimates(found: Iterable[tuple[str, Estimate | None]]) -> None:
             "based on": estimated.basis,
         }
         for heading, text in shown.items():
-            table.add_row(heading, text)
+            table.add_row(heading, escape(text))
         console.print(table)
 
 

@@ -130,6 +130,12 @@ def test_broken_lines_are_all_named_with_number_and_text(tmp_path):
     assert read_jsonl(path, skip_bad=True) == [{"a": 1}, {"a": 2}]
 
 
+def test_a_byte_order_mark_is_not_part_of_the_first_record(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8-sig")
+    assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
+
+
 def test_an_id_that_stands_twice_is_refused(starter):
     rows = read_jsonl(starter / "prompts.jsonl")
     with pytest.raises(DataError, match="stands twice"):
