@@ -102,6 +102,8 @@ class RegistryConfig(StrictModel):
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Read one TOML file; a missing or broken one is a ConfigError that names the line."""
     file = Path(path)
+    if (file / "run.toml").is_file():
+        raise ConfigError(f"{path} is a folder; give the configuration in it: {file / 'run.toml'}")
     if not file.is_file():
         raise ConfigError(f"{path}: no such configuration file. Give the path of a TOML file.")
     try:
@@ -198,6 +200,12 @@ def _sentence(model: type[BaseModel], problem: Any) -> str:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
         return f"{path}: unknown field; {hint}"
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        name = problem["ctx"]["discriminator"].strip("'")
+        kinds = ", ".join(repr(kind) for kind in sorted(_kinds_at(model, location, name)))
+        given = problem["ctx"].get("tag")
+        said = f"{given!r} cannot be used" if given else "is required"
+        return f"{path}.{name}: {said}; allowed: {kinds}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"{path}: is required; add it"
@@ -221,6 +229,24 @@ def _fields_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
         tagged = [c for c in candidates if _has_tag(c, part)]
         candidates = below or tagged or candidates
     return {name for candidate in candidates for name in candidate.model_fields}
+
+
+def _kinds_at(model: type[BaseModel], path: Sequence[str], name: str) -> set[str]:
+    """Tags of the union at `path`, of which `name` is the discriminating field."""
+    below: list[type[BaseModel]] = [model]
+    for part in path:
+        below = [
+            member
+            for candidate in below
+            if part in candidate.model_fields
+            for member in _models_in(candidate.model_fields[part].annotation)
+        ] or below
+    return {
+        kind
+        for member in below
+        if name in member.model_fields
+        for kind in get_args(member.model_fields[name].annotation)
+    }
 
 
 def _has_tag(model: type[BaseModel], tag: str) -> bool:

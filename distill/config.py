@@ -52,7 +52,7 @@ class JudgeVerify(StrictModel):
     """The task's own `verify.py`, executed: a judge that does not guess."""
 
     kind: Literal["verify"] = "verify"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     dimension: str = Field(default="verified", min_length=1)
     """Dimension that it scores; one of the rubric's averages it with what the models say there."""
 
@@ -61,7 +61,7 @@ class JudgeParse(StrictModel):
     """The task's own parser: 1.0 for an answer that can be read and fits its format, else 0.0."""
 
     kind: Literal["parse"] = "parse"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     dimension: str = Field(default="parsed", min_length=1)
     """Dimension that it scores; one of the rubric's averages it with what the models say there."""
 
@@ -70,7 +70,7 @@ class JudgeLiteLLM(StrictModel):
     """A model that scores an answer on the task's rubric, 0.0 to 1.0 a dimension."""
 
     kind: Literal["litellm"] = "litellm"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     model: str
     """LiteLLM model name."""
     name: str = ""

@@ -56,6 +56,20 @@ def test_a_truth_or_infinity_is_no_number_and_a_rate_of_50_no_rate(tmp_path):
     assert "gates.min_transfer_ratio: 80 cannot be used" in message
 
 
+def test_a_teacher_of_no_or_of_an_unknown_kind_is_told_the_kinds(tmp_path):
+    allowed = r"allowed: 'litellm', 'program', 'replay', 'several', 'vllm'"
+    with pytest.raises(ConfigError, match=rf"teacher\.kind: 'openai' cannot be used; {allowed}"):
+        load_run_config([write(tmp_path, GOOD + '[teacher]\nkind = "openai"\n')])
+    with pytest.raises(ConfigError, match=rf"teacher\.kind: is required; {allowed}"):
+        load_run_config([write(tmp_path, GOOD + '[teacher]\nmodel = "m"\n')])
+
+
+def test_a_folder_is_told_which_file_in_it_is_meant(tmp_path):
+    path = write(tmp_path, GOOD)
+    with pytest.raises(ConfigError, match=f"is a folder; give the configuration in it: {path}"):
+        load_run_config([tmp_path])
+
+
 def test_a_byte_order_mark_is_not_part_of_the_first_line(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(GOOD, encoding="utf-8-sig")
