@@ -16,7 +16,7 @@ from serve.quality.answers import as_events, in_place_of, is_checkable, variable
 from serve.quality.assurance import Assurance, Assured, Attempt, TeacherAnswer
 from serve.quality.checks import Given, Refusal, refusal
 from serve.quality.config import QualityConfig
-from serve.quality.gate import QualityGate, QualityParts
+from serve.quality.gate import QualityGate, QualityParts, ReplicaAnswer
 from serve.quota import DailyUsage, Spent
 
 QUESTION = [{"role": "user", "content": "Is it a duplicate?"}]
@@ -129,7 +129,7 @@ def test_a_teacher_that_is_wrong_too_is_paid_and_not_served(usage):
     assured, _ = assure(of, BAD)
     assert (assured.passed, assured.answered_by, assured.teacher) == (False, "student", None)
     assert assured.steps == (("teacher", "form"),)
-    assert assured.usd == of.budget.spent_usd == pytest.approx(0.02)
+    assert of.budget.spent_usd == pytest.approx(0.02)
 
 
 def test_the_days_dollars_are_never_passed_even_by_requests_at_the_same_time(usage):
@@ -196,6 +196,35 @@ def test_a_teacher_that_is_down_or_slow_costs_no_answer(usage):
     assert assured.steps == (("teacher", "unavailable"),)
     # The provider may charge for what nobody waited for.
     assert of.budget.spent_usd == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("first", ["student", "teacher"])
+def test_a_client_that_leaves_during_the_teachers_answer_pays_for_it(tmp_path, first):
+    section = QualityConfig(on_failure=["teacher"], usd_per_day=1.0, max_teacher_rate=1.0)
+    parts = QualityParts(section, json_only, lambda: Frontier(paid(GOOD), wait_s=30))
+    paid_usd: list[float] = []
+
+    def on_teacher(*, tokens: int, usd: float) -> None:
+        paid_usd.append(usd)
+
+    async def leave() -> None:
+        gate = QualityGate({"reconcile": parts}, state=Store(str(tmp_path)))
+        labels = {"adapter": "reconcile", "version": "v1", "route": "chat"}
+        asked: Any = (labels, "chat", {"messages": QUESTION})
+        if first == "teacher":
+            way: Any = gate.taught(*asked, request_id="r", seconds_left=60.0, on_teacher=on_teacher)
+        else:
+            way = gate.checked(
+                *asked, ReplicaAnswer(b"{}", Usage(text=BAD)), ask=None,
+                seconds_left=lambda: 60.0, on_teacher=on_teacher,
+            )  # fmt: skip
+        async with asyncio.timeout(0.1):
+            await way
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(leave())
+    # The provider's meter runs on: the most that the answer can cost.
+    assert paid_usd == [0.05]
 
 
 def test_a_replica_that_fails_at_a_retry_leaves_the_first_answer(usage):
