@@ -188,6 +188,7 @@ class Completions:
                 call.route,
                 payload,
                 first,
+                request_id=call.request_id,
                 ask=lambda changed: self._ask(call, changed),
                 on_teacher=call.admission.count_teacher,
                 seconds_left=lambda: max(0.0, self._config.request_timeout_s - call.elapsed_s),

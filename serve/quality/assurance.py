@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -146,17 +147,19 @@ class Assurance:
         route: str = "chat",
         seconds_left: Callable[[], float] = lambda: 120.0,
         on_teacher: CountTeacher = _nobody,
+        request_id: str = "",
     ) -> Assured:
         """Check `first` and take the configured steps until an answer passes.
 
         `messages` are the request's; `ask` reaches the same student again; `seconds_left` says
         how long the client waits yet; `on_teacher` is told what the teacher was paid, whether its
-        answer passed, or anybody waited for it, or not.
+        answer passed, or anybody waited for it, or not. The log has `request_id`.
         """
         refused = await self.check(first.given)
         if refused is None:
             return Assured(first)
-        log.info("an answer was refused (%s): %s", refused.reason, refused.detail)
+        # The detail quotes the answer, and only the request log masks personal data.
+        log.info("the answer to %s was refused: %s", request_id, refused.reason)
         taken: list[tuple[str, str]] = []
         for step in self.config.on_failure:
             if step == "teacher":
@@ -250,8 +253,13 @@ class Assurance:
     async def _refusal(self, given: Given) -> Refusal | None:
         try:
             return await asyncio.to_thread(refusal, given, self.config, self._task_check)
-        except Exception:
-            log.exception("the task's check failed; the answer is taken as it is")
+        except Exception as error:
+            # Where, and not the exception's own words: they may quote the answer.
+            log.error(
+                "the task's check failed (%s); the answer is taken as it is\n%s",
+                type(error).__name__,
+                "".join(traceback.format_tb(error.__traceback__)),
+            )
             return None
 
 

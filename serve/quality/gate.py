@@ -151,6 +151,7 @@ class QualityGate:
         payload: dict[str, Any],
         first: ReplicaAnswer,
         *,
+        request_id: str,
         ask: AskReplica,
         seconds_left: Callable[[], float],
         on_teacher: CountTeacher,
@@ -177,6 +178,7 @@ class QualityGate:
             route=route,
             seconds_left=seconds_left,
             on_teacher=self._paid(labels["adapter"], on_teacher),
+            request_id=request_id,
         )
         self._count(labels, assured)
         if not assured.passed and assurance.config.otherwise == "refuse":

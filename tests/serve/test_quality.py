@@ -105,6 +105,30 @@ def test_a_repair_shows_the_student_its_answer_and_what_is_wrong(usage):
     assert "not JSON" in complaint["content"]
 
 
+def test_what_is_said_of_an_answer_stays_out_of_the_servers_log(usage, caplog):
+    def quotes(text: str, variables: dict[str, Any] | None) -> Refusal | None:
+        if text.startswith("Yours"):
+            raise ValueError(text)
+        return None if text == GOOD else Refusal("form", "'jane@example.com' is no class")
+
+    caplog.set_level("INFO", logger="ray.serve")
+    of = assurance(usage, check=quotes, on_failure=["repair"])
+    first = Attempt(Given("jane@example.com"))
+    complaints: list[str] = []
+
+    async def ask(changed: dict[str, Any]) -> Attempt:
+        complaints.append(changed["messages"][-1]["content"])
+        return Attempt(Given("Yours, jane@example.com"))
+
+    asyncio.run(of.assure(QUESTION, first, ask=ask, request_id="order-17"))
+    assert "jane@example.com" in complaints[0]
+    assert "jane@example.com" not in caplog.text
+    assert "the answer to order-17 was refused: form" in caplog.text
+    # Where the check broke is told all the same.
+    assert "the task's check failed (ValueError)" in caplog.text
+    assert "in quotes" in caplog.text
+
+
 def test_a_retry_is_sampled_and_only_the_first_that_passes_counts(usage):
     of = assurance(usage, on_failure=["repair", "retry"], retry_temperature=0.9)
     assured, (_, retried) = assure(of, BAD, "still prose", GOOD)
@@ -215,7 +239,7 @@ def test_a_client_that_leaves_during_the_teachers_answer_pays_for_it(tmp_path, f
             way: Any = gate.taught(*asked, request_id="r", seconds_left=60.0, on_teacher=on_teacher)
         else:
             way = gate.checked(
-                *asked, ReplicaAnswer(b"{}", Usage(text=BAD)), ask=None,
+                *asked, ReplicaAnswer(b"{}", Usage(text=BAD)), ask=None, request_id="r",
                 seconds_left=lambda: 60.0, on_teacher=on_teacher,
             )  # fmt: skip
         async with asyncio.timeout(0.1):
