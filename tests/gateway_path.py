@@ -75,13 +75,20 @@ class FakeReplicas:
     async def begin_stream(self, call: Any) -> Any:
         self.asked.append(call.target.served_name)
 
-        async def rest() -> Any:
-            yield Usage(9, 6, text=GOOD)
-
-        return b"data: {}\n\n", rest()
+        return b"data: {}\n\n", FakeEvents()
 
     def known_error(self, error: Exception, call: Any) -> ApiError:
         raise error
+
+
+class FakeEvents:
+    """The rest of a stream."""
+
+    async def __aiter__(self) -> Any:
+        yield Usage(9, 6, text=GOOD)
+
+    def cancel(self) -> None:
+        pass
 
 
 class Kept:
