@@ -11,7 +11,7 @@ from typing import Any
 
 from distill.batches import failed_block
 from distill.tasks.task import load_task
-from distill.teach.answer import journal_row
+from distill.teach.answer import is_final, journal_row
 from distill.teach.config import LiteLLMTeacher
 from distill.teach.identity import teacher_name
 from distill.teach.journal import Journal, read_journal
@@ -88,7 +88,7 @@ class AskingWorker:
         answered = {
             line["request_key"]
             for line in read_journal(self._asked.cache)
-            if line["request_key"] in wanted and not line["error"]
+            if line["request_key"] in wanted and is_final(line)
         }
         return [row for row in rows if row["request_key"] not in answered]
 

@@ -24,7 +24,7 @@ from cluster.errors import ConfigError, PrerequisiteError
 from cluster.prices import api_price
 from distill.records import Message
 from distill.tasks.task import Task
-from distill.teach.answer import Answer
+from distill.teach.answer import Answer, problem_of
 from distill.teach.config import LiteLLMTeacher
 from distill.teach.limits import Gate, Slot
 from distill.teach.reasoning import split_reasoning, with_reasoning
@@ -290,6 +290,7 @@ class LiteLLMTeacherRunner:
                 on_retry=retried.append,
             )
             message = response.choices[0].message
+            finish_reason = str(response.choices[0].finish_reason)
             text = message.content or ""
         except Exception as error:
             # A row that keeps failing ends as a failed row; the others go on.
@@ -304,12 +305,18 @@ class LiteLLMTeacherRunner:
             rationale, text = split_reasoning(text)
             # Providers that keep a model's thoughts apart put them here.
             rationale = rationale or str(getattr(message, "reasoning_content", None) or "").strip()
+        problem, failure = problem_of(
+            text,
+            truncated=finish_reason == "length",
+            max_tokens=config.max_tokens,
+            finish_reason=finish_reason,
+        )
         return self._counted(
             Answer(
                 completion=text,
                 rationale=rationale,
-                error="" if text else f"empty answer ({response.choices[0].finish_reason})",
-                failure="" if text else "empty",
+                error=problem,
+                failure=failure,
                 latency_s=latency_s,
                 retried=tuple(retried),
             ),
