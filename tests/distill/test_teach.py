@@ -142,6 +142,60 @@ def test_a_budget_that_pays_for_no_request_is_refused_before_one_is_sent(tmp_pat
         assert server.requests == []
 
 
+def test_a_server_that_counts_nothing_is_counted_here_up_to_what_was_set_aside(caplog):
+    [row] = reconcile_rows(1)
+
+    def respond(body, number):
+        silent = completion(body, f"no {number}")
+        usage = [None, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}]
+        silent["usage"] = usage[number % 2]
+        return 200, silent
+
+    with openai_server(respond) as server:
+        task = load_task("reconcile")
+        teacher = build_teacher(model_teacher(server.url, max_tokens=50), task)
+        [answer] = teacher.answer([row])
+        most_usd = teacher.most_usd(row)
+        teacher.answer([row])
+        own = model_teacher(server.url).model_copy(
+            update={"price": Price(input_usd_per_mtok=0, output_usd_per_mtok=0)}
+        )
+        [free] = build_teacher(own, task).answer([row])
+    assert answer.requests == 2
+    assert answer.prompt_tokens > 2 * sum(len(m["content"]) for m in row["messages"])
+    assert answer.completion_tokens == len("no 1" + "no 2")
+    assert 0 < answer.cost_usd <= most_usd
+    assert answer.cost_usd == pytest.approx(
+        (2.0 * answer.prompt_tokens + 10.0 * answer.completion_tokens) / 1e6
+    )
+    assert (free.prompt_tokens, free.cost_usd) == (0, 0)
+    [said] = [record.message for record in caplog.records if "usage" in record.message]
+    assert "openai/local" in said
+
+
+@pytest.mark.parametrize("structured", ["off", "json_schema"])
+def test_what_is_set_aside_holds_where_every_byte_is_a_token(structured):
+    task, [row] = load_task("reconcile"), reconcile_rows(1)
+    wrong = json.dumps({"classification": "ä" * 3000}, ensure_ascii=False)
+    longest = len(wrong.encode())
+
+    def respond(body, number):
+        sent = [m["content"] for m in body["messages"]]
+        schema = body.get("response_format")
+        tokens = sum(len(text.encode()) for text in sent) + len(json.dumps(schema or ""))
+        dear = completion(body, wrong)
+        dear["usage"] = {"prompt_tokens": tokens, "completion_tokens": 9, "total_tokens": tokens}
+        return 200, dear
+
+    with openai_server(respond) as server:
+        config = model_teacher(server.url, max_tokens=longest, structured=structured)
+        teacher = build_teacher(config, task)
+        [answer] = teacher.answer([row])
+        assert len(server.requests) == 2
+    # The repair sends the answer back, and its complaint quotes a part of it.
+    assert answer.cost_usd <= teacher.most_usd(row) - 2 * (longest - 9) * 10e-6
+
+
 def test_only_what_changes_an_answer_changes_its_key():
     row = reconcile_rows(1)[0]
     base = LiteLLMTeacher(model="m")
