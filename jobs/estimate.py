@@ -17,6 +17,7 @@ from distill.prompts.config import FromTask
 from distill.prompts.split import SPLITS
 from distill.prompts.stage import make_prompts
 from distill.tasks.task import Task
+from distill.teach.answer import is_final
 from distill.teach.ask import cache_folder, request_keys
 from distill.teach.config import LiteLLMTeacher, OneTeacher, members_of
 from distill.teach.estimate import Estimate, estimate
@@ -92,7 +93,7 @@ def estimate_teacher(
     if not isinstance(teacher, LiteLLMTeacher):
         return None
     earlier = list(read_journal(cache_folder(teacher, store=store)))
-    known = {row["request_key"] for row in earlier if not row["error"]}
+    known = {row["request_key"] for row in earlier if is_final(row)}
     missing = [
         row
         for sample in range(teacher.samples)
