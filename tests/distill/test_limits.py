@@ -278,7 +278,7 @@ def test_requests_that_began_together_do_not_stay_together():
     # The last waves: 20 begin in no less than a quarter of a request's time, and none for nothing.
     late = begun[40 * 4 :]
     assert min(b - a for a, b in zip(late, late[20:], strict=False)) > 0.05
-    assert begun[-1] - begun[0] < took * 1.25
+    assert begun[-1] - begun[0] < took * 2
 
 
 def test_a_slow_rate_lets_requests_through_one_after_the_other():
