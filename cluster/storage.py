@@ -32,7 +32,12 @@ class Store:
         """Open `uri`; nothing is created until something is written."""
         self.uri = str(uri)
         if "://" in self.uri:
-            self.fs, self.root = pafs.FileSystem.from_uri(self.uri)
+            try:
+                self.fs, self.root = pafs.FileSystem.from_uri(self.uri)
+            except pa.ArrowInvalid as error:
+                raise DataError(
+                    f"{self.uri}: no place that can be opened ({error}); give a path, s3://… or gs://…"
+                ) from None
         else:
             self.fs, self.root = pafs.LocalFileSystem(), str(Path(self.uri).expanduser().absolute())
         self.is_local = isinstance(self.fs, pafs.LocalFileSystem)
@@ -49,6 +54,10 @@ class Store:
     def exists(self, path: str = "") -> bool:
         """Whether a file or folder is there."""
         return self.fs.get_file_info(self.path(path)).type != pafs.FileType.NotFound
+
+    def is_file(self, path: str) -> bool:
+        """Whether a file is there."""
+        return self.fs.get_file_info(self.path(path)).type == pafs.FileType.File
 
     def names(self, path: str = "") -> list[str]:
         """Names directly below `path`, sorted, without temporary ones; none if it is missing."""

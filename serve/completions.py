@@ -244,6 +244,8 @@ class Completions:
             yield first
             async with asyncio.timeout(max(0.0, deadline_s - call.elapsed_s)):
                 async for item in events:
+                    if isinstance(item, tuple):
+                        raise ApiError(**item[1])
                     if isinstance(item, Usage):
                         usage = item
                     else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +15,7 @@ from serve.requests import prompt_messages
 
 TOO_LONG = re.compile(r"maximum context length|longer than the maximum model length")
 REQUESTED = re.compile(r"you requested (\d+) output tokens")
+ERROR_EVENT = 'data: {"error"'
 MAX_COUNTED_CHARS = 200_000
 """A longer prompt is not tokenised just to say how much too long it is."""
 
@@ -53,6 +56,25 @@ def explain_engine_error(
         param="messages",
         code="context_length_exceeded",
     )
+
+
+async def raising(
+    events: AsyncGenerator[str, None], explain: Callable[[int, str, str | None], ApiError]
+) -> AsyncIterator[str]:
+    """Yield the engine's server-sent events, and raise the one that is an error.
+
+    vLLM's generators of streams turn whatever they raise into an event. `explain` gets its status,
+    message and parameter; once an event has gone out the status is 500: what is answered in part
+    was no wrong request.
+    """
+    begun = False
+    async with aclosing(events):
+        async for event in events:
+            if event.startswith(ERROR_EVENT):
+                error = json.loads(event.removeprefix("data: "))["error"]
+                raise explain(500 if begun else error["code"], error["message"], error["param"])
+            begun = True
+            yield event
 
 
 def prompt_length(payload: dict[str, Any], tokenizer: Any) -> int | None:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cluster.errors import RegistryError
 from cluster.models import model_digest
 from cluster.registry import Registry
 from serve.adapters import AdapterFolders
-from serve.engine_errors import explain_engine_error, prompt_length
+from serve.engine_errors import explain_engine_error, prompt_length, raising
 from serve.errors import ApiError, internal, refused_model
 from serve.fields import check_fields
 from serve.gather import gathered
@@ -255,13 +256,14 @@ class ModelReplica(LLMServer):
     async def stream(
         self, route: str, payload: dict[str, Any], model_id: str | None, request_id: str
     ) -> AsyncIterator[Any]:
-        """Yield server-sent events as bytes, at last the Usage; or one (status, error) first."""
+        """Yield server-sent events as bytes, at last the Usage; or (status, error) ends them."""
         usage = Usage()
         try:
             async with self._holding(model_id):
                 observe(usage)
                 begun = time.monotonic()
-                events = await self._ask(route, payload, model_id, request_id)
+                answer = await self._ask(route, payload, model_id, request_id)
+                events = raising(answer, partial(self._refusal, payload, request_id))
                 async with aclosing(gathered(events, interval_s=CHUNK_S)) as chunks:
                     async for chunk in chunks:
                         yield chunk.encode()
@@ -293,11 +295,18 @@ class ModelReplica(LLMServer):
             log.exception("request %s failed", request_id)
             raise internal(request_id) from None
         if isinstance(response, ErrorResponse):
-            if response.error.code >= 500:
-                log.error("request %s failed: %s", request_id, response.error.message)
-                raise internal(request_id)
-            raise self._explain(response.error.message, response.error.param, payload)
+            said = response.error
+            raise self._refusal(payload, request_id, said.code, said.message, said.param)
         return response
+
+    def _refusal(
+        self, payload: dict[str, Any], request_id: str, code: int, message: str, param: str | None
+    ) -> ApiError:
+        """From the engine's own error, of an answer or within a stream."""
+        if code < 500:
+            return self._explain(message, param, payload)
+        log.error("request %s failed: %s", request_id, message)
+        return internal(request_id)
 
     def _as_api_error(self, error: Exception, model_id: str | None) -> ApiError:
         if isinstance(error, ApiError):

@@ -15,7 +15,7 @@ from cluster.storage import Store
 from serve.admit import Door
 from serve.completions import Completions
 from serve.config import ServeConfig
-from serve.errors import ApiError, refused_model
+from serve.errors import ApiError, internal, refused_model
 from serve.live import LiveFigures
 from serve.metrics import GatewayMetrics
 from serve.observe import Usage
@@ -55,9 +55,10 @@ class Frontier:
 class FakeReplicas:
     """Answers with the name of the version that was asked."""
 
-    def __init__(self, refuses: str = ""):
+    def __init__(self, refuses: str = "", breaks: bool = False):
         self.asked: list[str] = []
         self.refuses = refuses
+        self.breaks = breaks
 
     async def answer(self, call: Any, payload: Any, *, logprobs: bool) -> ReplicaAnswer:
         name = call.target.served_name
@@ -75,20 +76,31 @@ class FakeReplicas:
     async def begin_stream(self, call: Any) -> Any:
         self.asked.append(call.target.served_name)
 
-        return b"data: {}\n\n", FakeEvents()
+        return b"data: {}\n\n", Events(self._rest(call.request_id))
+
+    async def _rest(self, request_id: str) -> Any:
+        if self.breaks:
+            yield 500, internal(request_id).as_dict()
+        yield Usage(9, 6, text=GOOD)
 
     def known_error(self, error: Exception, call: Any) -> ApiError:
+        if isinstance(error, ApiError):
+            return error
         raise error
 
 
-class FakeEvents:
-    """The rest of a stream."""
+class Events:
+    """As Serve's handle gives them."""
 
-    async def __aiter__(self) -> Any:
-        yield Usage(9, 6, text=GOOD)
+    def __init__(self, events: Any):
+        self.events = events
+        self.is_cancelled = False
+
+    def __aiter__(self) -> Any:
+        return self.events
 
     def cancel(self) -> None:
-        pass
+        self.is_cancelled = True
 
 
 class Kept:
@@ -111,11 +123,12 @@ class Served:
     """The gateway's request path without Ray: `reconcile` v1 and v2, `large` v1 and a broken v2."""
 
     def __init__(self, tmp_path: Any, predictor: Predictor, to: str, *, teacher: Any = None,
-                 quality: dict[str, Any] | None = None, refuses: str = ""):  # fmt: skip
+                 quality: dict[str, Any] | None = None, refuses: str = "",
+                 breaks: bool = False):  # fmt: skip
         self.table = RouteTable("base")
         self.table.known = {"reconcile": {1: 0, 2: 0}, "large": {1: 0, 2: 0}}
         self.table.live = {Alias("reconcile", "prod"): 1, Alias("large", "prod"): 1}
-        self.replicas = FakeReplicas(refuses)
+        self.replicas = FakeReplicas(refuses, breaks)
         self.kept = Kept()
         self.counted: list[tuple[str, str]] = []
         parts = {}

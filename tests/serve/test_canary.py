@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
 import pytest
+from gateway_path import Served
+from routing import EASY, predictor_of
 
-from cluster.registry import CanaryBounds
+from cluster.registry import CanaryBounds, Split
+from serve.routes import Alias
 from serve.split.canary import Arm, decide
 from serve.split.sequential import rate_bounds
 
@@ -84,6 +88,18 @@ def test_one_that_answers_nothing_but_errors_has_no_latency_to_hide_behind():
     rng = np.random.default_rng(0)
     decision = decide(arm(rng, 60, errors=1.0), arm(rng, 500), BOUNDS, hours=0)
     assert decision.action == "roll_back"
+
+
+def test_a_stream_that_breaks_ends_with_an_error_and_counts_as_one(tmp_path):
+    served = Served(tmp_path, predictor_of("reconcile", base_model="tiny"), "large", breaks=True)
+    since = "2026-01-01T00:00:00+00:00"
+    served.table.splits[Alias("reconcile", "prod")] = Split(version=2, weight=1.0, since=since)
+    answer = served.ask(EASY, stream=True)
+    last = answer.text.strip().split("\n\n")[-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "internal_error"
+    assert [row["status"] for row in served.kept.rows] == [500]
+    arm = served.splits._watched[Alias("reconcile", "prod")].second
+    assert (arm.requests, arm.errors, list(arm.latencies_s)) == (1, 1, [])
 
 
 @pytest.mark.slow

@@ -309,6 +309,7 @@ def test_what_is_too_much_is_said_in_words(front: Front) -> None:
         ({"temperature": 10**400}, 400, None),
         ({"stop": ["x"] * 5000}, 400, None),
         ({"logit_bias": {"99999999": 100}}, 400, None),
+        ({"logit_bias": {"99999999": 100}, "stream": True}, 400, None),
         ({"top_logprobs": 10**9, "logprobs": True}, 400, None),
         ({"model": "../../../etc/passwd"}, 404, "does not exist"),
         ({"model": "reconcile@v1/../../secret/v1"}, 404, "does not exist"),

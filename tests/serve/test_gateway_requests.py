@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncGenerator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.example import example_id
-from serve.engine_errors import explain_engine_error
-from serve.errors import ApiError, overloaded, refused_model, timed_out, unknown_model
+from serve.engine_errors import explain_engine_error, raising
+from serve.errors import (
+    ApiError,
+    bad_request,
+    internal,
+    overloaded,
+    refused_model,
+    timed_out,
+    unknown_model,
+)
 from serve.requests import parse_body, prompt_messages, request_id_of
 
 LIMIT = 10_000
@@ -97,6 +107,39 @@ def test_an_over_long_prompt_is_told_both_lengths() -> None:
     assert (error.status, error.code) == (400, "context_length_exceeded")
     assert "2048" in error.message
     assert "9001" in error.message
+
+
+@pytest.mark.parametrize(
+    ("code", "before", "status", "message"),
+    [
+        (400, 0, 400, "logit_bias has token 99999999"),
+        (500, 0, 500, "request id r1"),
+        # Somebody reads the answer already: it can no longer be the request that is wrong.
+        (400, 2, 500, "request id r1"),
+    ],
+)
+def test_an_event_that_is_an_error_is_raised_as_one(
+    code: int, before: int, status: int, message: str
+) -> None:
+    said = {"message": "logit_bias has token 99999999", "type": "t", "param": None, "code": code}
+
+    async def events() -> AsyncGenerator[str, None]:
+        for _ in range(before):
+            yield 'data: {"id": "chatcmpl-1"}\n\n'
+        yield f"data: {json.dumps({'error': said})}\n\n"
+        yield "data: [DONE]\n\n"
+
+    def explain(code: int, text: str, param: str | None) -> ApiError:
+        return internal("r1") if code >= 500 else bad_request(text, param=param)
+
+    async def read(seen: list[str]) -> None:
+        async for event in raising(events(), explain):
+            seen.append(event)
+
+    seen: list[str] = []
+    with pytest.raises(ApiError, match=message) as caught:
+        asyncio.run(read(seen))
+    assert (caught.value.status, len(seen)) == (status, before)
 
 
 def test_the_example_id_is_the_one_of_the_training_record() -> None:
