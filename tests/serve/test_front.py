@@ -27,9 +27,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from serve import front
+from serve.app import base_url
 from serve.config import ServeConfig
 from serve.cors import Cors
 from serve.errors import ApiError
+from serve.http_server import HttpServer
 from serve.reading import read_body
 
 LIMIT = 100_000
@@ -278,3 +280,23 @@ def test_without_keys_only_names_of_this_machine_are_answered() -> None:
     for fields in ({"keys": "keys"}, {"allow_without_keys": True}):
         with running(Starlette(routes=app.routes, middleware=[behind_cors(**fields)])) as port:
             assert status(port, "gateway.example.com") == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "::"])
+def test_the_gateway_listens_on_an_address_of_either_family(host: str) -> None:
+    app = Starlette(routes=[Route("/", echo)], middleware=[behind_cors()])
+    config = ServeConfig(host=host, port=loopback.free_port(), allow_without_keys=True)
+    server = HttpServer(app, config)
+
+    async def ask() -> int:
+        try:
+            server.start()
+        except OSError:
+            pytest.skip(f"no address {host} here")
+        try:
+            async with httpx.AsyncClient() as client:
+                return (await client.get(base_url(config))).status_code
+        finally:
+            await server.stop()
+
+    assert asyncio.run(ask()) == 200
