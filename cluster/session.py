@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -126,17 +127,41 @@ def _end_processes_of(folder: str) -> None:
                 process.kill()
 
 
+def bound_socket(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Return a socket bound to an address or name of this machine, IPv4 or IPv6, for TCP.
+
+    `shared` lets another process bind to the same. OSError if it cannot be bound.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # Of a name with both kinds, such as localhost, the one that every client tries.
+    family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # As servers do: a port in TIME_WAIT is free, one that somebody listens on is not.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(address)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
 def require_port(port: int, *, field: str, host: str = "127.0.0.1") -> None:
-    """Raise PrerequisiteError if something already listens on the port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
+    """Raise PrerequisiteError if something already listens on the port, or nothing ever can."""
+    try:
+        bound_socket(host, port).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
             raise PrerequisiteError(
                 f"{field} {port} is taken on {host} ({error.strerror}): stop what listens there, "
                 f"or choose another with --{field} PORT."
             ) from error
+        raise PrerequisiteError(
+            f"{field} {port} cannot be opened on {host} ({error.strerror}): give an address of "
+            "this machine, such as 127.0.0.1 or ::1, and a port that you may open."
+        ) from error
 
 
 def available_memory_gib() -> float | None:

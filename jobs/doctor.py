@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.errors import DistilleryError
+from cluster.session import bound_socket
 from jobs.config import RunConfig, load_run_config
 from jobs.machine import (
     GIB,
@@ -184,26 +186,19 @@ def _run(config: RunConfig) -> Iterator[Check]:
         ("serve port", config.serve.port, "serve.port"),
         ("metrics port", config.cluster.metrics_port, "cluster.metrics_port"),
     ):
-        if _port_is_free(config.serve.host, port):
+        try:
+            bound_socket(config.serve.host, port).close()
             yield Check(name=name, found=f"{port} is free")
-        else:
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
             yield Check(
                 name=name,
-                found=f"{port} is in use",
+                found=f"{port} is in use" if taken else f"{config.serve.host}: {error.strerror}",
                 cost="nothing can listen there",
-                fix=f"end the program that holds it, or choose another with `--{field}`",
+                fix=f"end the program that holds it, or choose another with `--{field}`"
+                if taken
+                else f"give this machine's address as `--serve.host`, or choose `--{field}`",
             )
-
-
-def _port_is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        # As servers do: a port in TIME_WAIT is free, one that somebody listens on is not.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def _student(model: str) -> Iterator[Check]:

@@ -259,7 +259,8 @@ def base_url(config: ServeConfig) -> str:
     """Return where clients on this machine find the gateway; OpenAI's base is `/v1` below it."""
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     scheme = "https" if config.tls_cert else "http"
-    return f"{scheme}://{host}:{config.port}"
+    # RFC 3986: an IPv6 address stands in brackets, or its end would be read as the port.
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{config.port}"
 
 
 def shutdown(app_name: str) -> None:

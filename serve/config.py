@@ -51,7 +51,8 @@ class ServeConfig(StrictModel):
     key_usage: str = ""
     """URI of the folder where each key's daily usage is kept; empty takes `usage` below `keys`."""
     allow_without_keys: bool = False
-    """Listen on `host` for other machines without API keys; something in front must check them."""
+    """Listen on `host` for other machines without API keys, or on a loopback address for requests
+    to other host names; something in front must check who asks."""
     price: PriceConfig | None = None
     """What keys' quotas in dollars count by; without it the list price of the base model's name."""
     cors_origins: list[Annotated[str, AfterValidator(_origin)]] = Field(default=[])
@@ -199,6 +200,11 @@ class ServeConfig(StrictModel):
     def is_direct(self) -> bool:
         """Whether the gateway listens itself."""
         return self.ingress == "direct" or (self.ingress == "auto" and self.is_loopback)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether whoever reaches the gateway is taken for this machine's operator."""
+        return self.is_loopback and not self.keys and not self.allow_without_keys
 
     @property
     def is_loopback(self) -> bool:

@@ -57,12 +57,12 @@ TEACHER_SPENDING = ".teacher-usage"
 api = FastAPI(title="Distillery", docs_url=None, redoc_url=None, openapi_url=None)
 
 
-def _cors_origins() -> list[str]:
+def _running_config() -> ServeConfig:
     gateway: Gateway = ray_serve.get_replica_context().servable_object
-    return gateway._config.cors_origins
+    return gateway._config
 
 
-api.add_middleware(Cors, origins=_cors_origins)
+api.add_middleware(Cors, config=_running_config)
 
 
 @api.exception_handler(ApiError)

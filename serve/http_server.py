@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +16,7 @@ import uvicorn
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.session import bound_socket
 from serve.config import ServeConfig
 from serve.front import REQUEST_ID, BoundedProtocol, CleanHeaders
 from serve.requests import request_id_of
@@ -50,11 +50,7 @@ class HttpServer:
 
     def start(self) -> None:
         """Bind and listen. A gateway that replaces another may overlap with it."""
-        family = socket.AF_INET6 if ":" in self._config.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((self._config.host, self._config.port))
+        listener = bound_socket(self._config.host, self._config.port, shared=True)
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
 
     async def stop(self) -> None:

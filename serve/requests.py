@@ -89,6 +89,10 @@ def parse_body(body: bytes, *, max_bytes: int) -> ApiRequest:
         raise bad_request("`stream` must be true or false.", param="stream")
     # The engine would take its own id from here; ids are the gateway's.
     payload.pop("request_id", None)
+    prompt = payload.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
+        # One request to the engine either way; so it is to checks and routing.
+        payload["prompt"] = prompt[0]
     return ApiRequest(model=model, stream=stream, payload=payload)
 
 

@@ -13,7 +13,7 @@ def is_checkable(route: str, payload: dict[str, Any]) -> bool:
     """Whether the request asks for one answer in text, which is what checks are made for."""
     single = payload.get("n") in (None, 1) and payload.get("best_of") in (None, 1)
     if route == "chat":
-        return single and not payload.get("tools")
+        return single and (not payload.get("tools") or payload.get("tool_choice") == "none")
     # Several prompts, prompts of tokens and echoed prompts have no one answer of their own.
     return single and isinstance(payload.get("prompt"), str) and not payload.get("echo")
 

@@ -27,8 +27,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from serve import front
+from serve.app import base_url
+from serve.config import ServeConfig
 from serve.cors import Cors
 from serve.errors import ApiError
+from serve.http_server import HttpServer
 from serve.reading import read_body
 
 LIMIT = 100_000
@@ -50,11 +53,16 @@ def port() -> Iterator[int]:
     before = dict(uvicorn.config.HTTP_PROTOCOLS)
     app = Starlette(
         routes=[Route("/", echo, methods=["GET", "POST"])],
-        middleware=[*front.middlewares(), Middleware(Cors, origins=lambda: PAGES)],
+        middleware=[*front.middlewares(), behind_cors(cors_origins=PAGES, keys="keys")],
     )
     with running(app) as port:
         yield port
     uvicorn.config.HTTP_PROTOCOLS.update(before)
+
+
+def behind_cors(**fields: Any) -> Middleware:
+    config = ServeConfig(**fields)
+    return Middleware(Cors, config=lambda: config)
 
 
 @contextmanager
@@ -225,6 +233,7 @@ def test_a_page_of_another_origin_is_refused_before_anything_is_done(port: int) 
     refused = httpx.post(url, content=b"{}", headers={"origin": "https://evil.example"})
     assert refused.status_code == 403
     assert "access-control-allow-origin" not in refused.headers
+    assert httpx.post(url, content=b"{}", headers={"origin": "http://["}).status_code == 403
     asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
     assert httpx.options(url, headers=asked).status_code == 403
     own = httpx.get(url, headers={"origin": f"http://127.0.0.1:{port}"})
@@ -242,3 +251,52 @@ def test_a_page_that_is_named_may_call(port: int) -> None:
     got = httpx.post(url, content=b"{}", headers={"origin": PAGES[0]})
     assert got.headers["access-control-allow-origin"] == PAGES[0]
     assert json.loads(got.content)["bytes"] == 2
+
+
+def test_without_keys_only_names_of_this_machine_are_answered() -> None:
+    """A page may point its own host name at 127.0.0.1 and is then of the same origin."""
+
+    def status(port: int, host: str) -> int:
+        url = f"http://127.0.0.1:{port}/"
+        headers = {"host": host, "origin": f"http://{host}"}
+        answers = [httpx.get(url, headers={"host": host}), httpx.post(url, headers=headers)]
+        (code,) = {got.status_code for got in answers}
+        if code == 403:
+            said = answers[0].json()["error"]["message"]
+            assert "serve.keys" in said
+            assert "http://127.0.0.1" in said
+        return code
+
+    strangers = ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1", "[::"]
+    app = Starlette(routes=[Route("/", echo, methods=["GET", "POST"])], middleware=[behind_cors()])
+    with running(app) as port:
+        for host in (f"127.0.0.1:{port}", f"localhost:{port}", "LocalHost", "127.0.0.2", "[::1]:8"):
+            assert status(port, host) == 200
+        for host in strangers:
+            assert status(port, host) == 403
+        with connect(port) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")  # a program: no browser leaves it out
+            assert answer(client).startswith(b"HTTP/1.1 200")
+    for fields in ({"keys": "keys"}, {"allow_without_keys": True}):
+        with running(Starlette(routes=app.routes, middleware=[behind_cors(**fields)])) as port:
+            assert status(port, "gateway.example.com") == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "::"])
+def test_the_gateway_listens_on_an_address_of_either_family(host: str) -> None:
+    app = Starlette(routes=[Route("/", echo)], middleware=[behind_cors()])
+    config = ServeConfig(host=host, port=loopback.free_port(), allow_without_keys=True)
+    server = HttpServer(app, config)
+
+    async def ask() -> int:
+        try:
+            server.start()
+        except OSError:
+            pytest.skip(f"no address {host} here")
+        try:
+            async with httpx.AsyncClient() as client:
+                return (await client.get(base_url(config))).status_code
+        finally:
+            await server.stop()
+
+    assert asyncio.run(ask()) == 200

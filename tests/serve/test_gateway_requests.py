@@ -39,6 +39,15 @@ def test_null_stream_means_no_stream() -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompt", "read"),
+    [(["Hello"], "Hello"), ("Hello", "Hello"), (["a", "b"], ["a", "b"]), ([7], [7]), ([], [])],
+)
+def test_a_list_of_one_text_is_that_text(prompt: object, read: object) -> None:
+    body = json.dumps({"model": "m", "prompt": prompt}).encode()
+    assert parse_body(body, max_bytes=LIMIT).payload["prompt"] == read
+
+
+@pytest.mark.parametrize(
     ("body", "status", "param", "text"),
     [
         (b"{oops", 400, None, "not valid JSON"),

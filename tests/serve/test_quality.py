@@ -294,6 +294,7 @@ def test_a_teacher_without_a_budget_is_refused_as_configuration():
         ("chat", {"messages": QUESTION}, True),
         ("chat", {"messages": QUESTION, "n": 2}, False),
         ("chat", {"messages": QUESTION, "tools": [{"type": "function"}]}, False),
+        ("chat", {"tools": [{"type": "function"}], "tool_choice": "none"}, True),
         ("completions", {"prompt": "1 + 1 ="}, True),
         ("completions", {"prompt": ["a", "b"]}, False),
         ("completions", {"prompt": "1 + 1 =", "echo": True}, False),

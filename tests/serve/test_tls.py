@@ -35,6 +35,19 @@ def test_a_certificate_that_cannot_be_read_is_named() -> None:
         http_options(config)
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://127.0.0.1:8000"),
+    ],
+)
+def test_the_url_of_an_address(host: str, url: str) -> None:
+    assert base_url(ServeConfig(host=host, allow_without_keys=True)) == url
+
+
 @pytest.mark.ray
 def test_serve_s_proxy_speaks_https_with_it(
     ray_runtime: Any, certificate: tuple[str, str], free_port: Callable[[], int]

@@ -1,0 +1,43 @@
+"""Ports that a server may listen on, and what is said of those that it may not."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from cluster.errors import PrerequisiteError
+from cluster.session import require_port
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        pytest.param("::1", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")),
+    ],
+)
+def test_a_port_is_free_or_taken_whatever_the_family_of_its_address(host: str) -> None:
+    family = socket.AF_INET6 if host == "::1" else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(PrerequisiteError, match=rf"serve\.port {port} is taken on {host}"):
+            require_port(port, field="serve.port", host=host)
+    require_port(port, field="serve.port", host=host)
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1"])
+def test_an_address_that_is_none_of_this_machine_is_not_called_taken(host: str) -> None:
+    with pytest.raises(PrerequisiteError) as caught:
+        require_port(8000, field="serve.port", host=host)
+    assert f"serve.port 8000 cannot be opened on {host}" in str(caught.value)
+    assert "an address of this machine" in str(caught.value)
