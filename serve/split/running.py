@@ -19,6 +19,7 @@ log = logging.getLogger("ray.serve")
 BY = "gateway"
 FAULTS = frozenset({"internal", "timeout", "refused_adapter"})
 """Kinds of errors that a version can be blamed for: not a full queue, and not a client."""
+LEFT = "client_closed"
 
 
 class _Watched:
@@ -58,11 +59,11 @@ class Splits:
         self,
         routed: Routed | None,
         *,
-        latency_s: float | None,
+        latency_s: float,
         error_kind: str = "",
         checked: Checked | None = None,
     ) -> None:
-        """Count a request that was asked by an alias with a split."""
+        """Count a request that was asked by an alias with a split; `latency_s` until it ended."""
         if routed is None or routed.alias is None or routed.split is None:
             return
         self.observe_version(
@@ -80,20 +81,24 @@ class Splits:
         split: Split,
         *,
         second: bool,
-        latency_s: float | None,
+        latency_s: float,
         error_kind: str = "",
         checked: Checked | None = None,
     ) -> None:
         """Count an answer of one of the two versions, a shadow's too."""
-        if error_kind and error_kind not in FAULTS and error_kind != "refused_answer":
+        if error_kind and error_kind not in {*FAULTS, LEFT, "refused_answer"}:
             return
         watched = self._watched.get(alias)
         if watched is None or watched.split != split:
             watched = self._watched[alias] = _Watched(split)
+        arm = watched.second if second else watched.first
+        if error_kind == LEFT:
+            arm.leave(latency_s)
+            return
         quality = checked.quality if checked else None
         refused = error_kind == "refused_answer" or quality not in (None, "passed")
-        (watched.second if second else watched.first).add(
-            latency_s=latency_s,
+        arm.add(
+            latency_s=None if error_kind else latency_s,
             error=error_kind in FAULTS,
             refused=refused,
             fallback=error_kind == "refused_answer"

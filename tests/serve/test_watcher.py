@@ -192,7 +192,7 @@ def test_a_canary_goes_live_when_every_replica_has_it_and_leaves_with_its_adapte
 
     async def story() -> None:
         await poll()
-        split = registry.start_split("reconcile", Split(version=2, weight=1.0))
+        split = registry.start_split("reconcile", Split(version=2, weight=1 - 1e-12))
         replicas.refuse["reconcile@v2"] = "out of memory"
         await poll()
         assert table.route("reconcile", user="a").target.version == "v1"
