@@ -9,9 +9,15 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from cluster.errors import ConfigError
@@ -26,7 +32,35 @@ class StrictModel(BaseModel):
         use_attribute_docstrings=True,
         validate_default=True,
         protected_namespaces=(),
+        allow_inf_nan=False,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, given: Any) -> Any:
+        """Let `true` for a number be refused as the word it is; pydantic would make 1 of it."""
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: str(value).lower() if _is_truth_for_number(cls, name, value) else value
+            for name, value in given.items()
+        }
+
+
+def _is_truth_for_number(model: type[BaseModel], name: str, value: Any) -> bool:
+    if not isinstance(value, bool) or name not in model.model_fields:
+        return False
+    return set(_plain_types(model.model_fields[name].annotation)) <= {int, float, type(None)}
+
+
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        arguments = arguments[:1]
+    if not arguments:
+        yield annotation
+    for argument in arguments:
+        yield from _plain_types(argument)
 
 
 ConfigT = TypeVar("ConfigT", bound=StrictModel)
@@ -68,10 +102,12 @@ class RegistryConfig(StrictModel):
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Read one TOML file; a missing or broken one is a ConfigError that names the line."""
     file = Path(path)
+    if (file / "run.toml").is_file():
+        raise ConfigError(f"{path} is a folder; give the configuration in it: {file / 'run.toml'}")
     if not file.is_file():
         raise ConfigError(f"{path}: no such configuration file. Give the path of a TOML file.")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
@@ -88,7 +124,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     while queue:
         argument = queue.pop(0)
         if not argument.startswith("--") or "." not in argument.split("=", 1)[0]:
-            problems.append(f"{argument!r}: expected --section.field value")
+            problems.append(
+                f"{argument!r}: no option here; a field is set by --section.field value"
+            )
             continue
         key, equals, value = argument[2:].partition("=")
         if not equals:
@@ -96,10 +134,13 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
                 problems.append(f"{argument}: a value must follow")
                 break
             value = queue.pop(0)
-        target = overrides
+        target: Any = overrides
         *sections, field = key.replace("-", "_").split(".")
         for section in sections:
-            target = target.setdefault(section, {})
+            target = target.setdefault(section, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            problems.append(f"{argument}: {'.'.join(sections)} was given a value before")
+            continue
         target[field] = _toml_value(value)
     if problems:
         raise ConfigError("cannot read the command line:\n  " + "\n  ".join(problems))
@@ -159,6 +200,12 @@ def _sentence(model: type[BaseModel], problem: Any) -> str:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
         return f"{path}: unknown field; {hint}"
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        name = problem["ctx"]["discriminator"].strip("'")
+        kinds = ", ".join(repr(kind) for kind in sorted(_kinds_at(model, location, name)))
+        given = problem["ctx"].get("tag")
+        said = f"{given!r} cannot be used" if given else "is required"
+        return f"{path}.{name}: {said}; allowed: {kinds}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"{path}: is required; add it"
@@ -182,6 +229,24 @@ def _fields_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
         tagged = [c for c in candidates if _has_tag(c, part)]
         candidates = below or tagged or candidates
     return {name for candidate in candidates for name in candidate.model_fields}
+
+
+def _kinds_at(model: type[BaseModel], path: Sequence[str], name: str) -> set[str]:
+    """Tags of the union at `path`, of which `name` is the discriminating field."""
+    below: list[type[BaseModel]] = [model]
+    for part in path:
+        below = [
+            member
+            for candidate in below
+            if part in candidate.model_fields
+            for member in _models_in(candidate.model_fields[part].annotation)
+        ] or below
+    return {
+        kind
+        for member in below
+        if name in member.model_fields
+        for kind in get_args(member.model_fields[name].annotation)
+    }
 
 
 def _has_tag(model: type[BaseModel], tag: str) -> bool:

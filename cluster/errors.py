@@ -46,6 +46,8 @@ class StageError(DistilleryError, RuntimeError):
 class RegistryError(DistilleryError, ValueError):
     """The adapter registry refused: unknown name or version, wrong digest, wrong base, a race."""
 
+    exit_code = 2
+
 
 def root_cause(error: BaseException) -> BaseException:
     """Return the innermost error a person can act on.

@@ -23,6 +23,8 @@ class TokenPrice:
     output_usd_per_mtok: float
     source: str
     """Where the price is from, and of when."""
+    cached_usd_per_mtok: float | None = None
+    """Of prompt tokens that the provider had kept; `None`: not known to be less than others'."""
 
     def request_usd(self, *, prompt_tokens: float, completion_tokens: float) -> float:
         """Price of one request, US dollars."""
@@ -56,8 +58,15 @@ def api_price(model: str) -> TokenPrice | None:
     per_output = float(entry.get("output_cost_per_token") or 0.0)
     if not per_input and not per_output:
         return None
+    # Some entries say more for a kept token, or zero.
+    per_cached = min(per_input, float(entry.get("cache_read_input_token_cost") or per_input))
     version = importlib.metadata.version("litellm")
-    return TokenPrice(per_input * 1e6, per_output * 1e6, f"price table of LiteLLM {version}")
+    return TokenPrice(
+        per_input * 1e6,
+        per_output * 1e6,
+        f"price table of LiteLLM {version}",
+        cached_usd_per_mtok=per_cached * 1e6,
+    )
 
 
 def _litellm_entry(model: str) -> dict[str, Any]:

@@ -165,7 +165,7 @@ class Registry:
                     shutil.copy2(Path(folder) / path, Path(staging) / path)
                 (Path(staging) / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n")
                 self.store.remove(f"{manifest.name}/v{version}")
-                self.store.upload(staging, f"{manifest.name}/v{version}")
+                self.store.upload(staging, f"{manifest.name}/v{version}", last=MANIFEST)
         return complete
 
     def fetch(self, name: str, version: int, cache: str | Path) -> Path:

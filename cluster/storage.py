@@ -1,6 +1,7 @@
 """Files and Parquet at a URI (local path, `s3://`, `gs://`) through `pyarrow.fs`.
 
-Whatever is written appears whole or not at all: it is written beside its place and renamed.
+Whatever is written appears whole or not at all: it is written beside its place and renamed. Object
+stores cannot rename a folder: there its files appear one by one, and a named one of them last.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,20 @@ class Store:
         """Open `uri`; nothing is created until something is written."""
         self.uri = str(uri)
         if "://" in self.uri:
-            self.fs, self.root = pafs.FileSystem.from_uri(self.uri)
+            try:
+                self.fs, self.root = pafs.FileSystem.from_uri(self.uri)
+            except pa.ArrowInvalid as error:
+                raise DataError(
+                    f"{self.uri}: no place that can be opened ({error}); give a path, s3://… or gs://…"
+                ) from None
         else:
             self.fs, self.root = pafs.LocalFileSystem(), str(Path(self.uri).expanduser().absolute())
         self.is_local = isinstance(self.fs, pafs.LocalFileSystem)
 
     def __truediv__(self, path: str) -> Store:
         """Return the store of a sub-folder."""
-        return Store(f"{self.uri.rstrip('/')}/{path}")
+        head, mark, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return Store(f"{head.rstrip('/')}/{path}{mark}{query}")
 
     def path(self, path: str = "") -> str:
         """Return the path inside the file system (an absolute path when local)."""
@@ -47,6 +54,10 @@ class Store:
     def exists(self, path: str = "") -> bool:
         """Whether a file or folder is there."""
         return self.fs.get_file_info(self.path(path)).type != pafs.FileType.NotFound
+
+    def is_file(self, path: str) -> bool:
+        """Whether a file is there."""
+        return self.fs.get_file_info(self.path(path)).type == pafs.FileType.File
 
     def names(self, path: str = "") -> list[str]:
         """Names directly below `path`, sorted, without temporary ones; none if it is missing."""
@@ -128,15 +139,24 @@ class Store:
         elif info.type == pafs.FileType.File:
             self.fs.delete_file(self.path(path))
 
-    def upload(self, folder: str | Path, path: str) -> None:
-        """Copy a local folder to `path`, whole or not at all."""
+    def upload(self, folder: str | Path, path: str, *, last: str) -> None:
+        """Copy a local folder to `path`, whole or not at all.
+
+        On an object store it is whole once the file `last` is there.
+        """
+        if not self.is_local:
+            self._upload_in_place(Path(folder), path, last=last)
+            return
         with self._beside(path) as temporary:
             # copy_files makes folders below the destination, not the destination.
             self.fs.create_dir(temporary, recursive=True)
             pafs.copy_files(str(folder), temporary, destination_filesystem=self.fs)
 
     def download(self, path: str, folder: str | Path) -> None:
-        """Copy a file or folder to a local folder, whole or not at all."""
+        """Copy a file or folder to a local folder, whole or not at all.
+
+        Of several who do so at once each finds it there in the end.
+        """
         target = Path(folder)
         beside = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
@@ -144,9 +164,25 @@ class Store:
             if self.fs.get_file_info(self.path(path)).type == pafs.FileType.Directory:
                 beside.mkdir()
             pafs.copy_files(self.path(path), str(beside), source_filesystem=self.fs)
-            beside.rename(target)
+            try:
+                beside.rename(target)
+            except OSError:
+                # Somebody else was faster: what stands there appeared whole, as this would have.
+                if not (beside.is_dir() and target.is_dir()):
+                    raise
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+    def _upload_in_place(self, folder: Path, path: str, *, last: str) -> None:
+        files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
+        try:
+            for file in sorted(files, key=lambda file: (str(file) == last, file)):
+                target = self.path(f"{path}/{file.as_posix()}")
+                pafs.copy_files(str(folder / file), target, destination_filesystem=self.fs)
+        except BaseException:
+            with suppress(OSError):
+                self.remove(path)
+            raise
 
     def _parquet_files(self, path: str) -> list[str]:
         if path.endswith(".parquet"):

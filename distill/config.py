@@ -52,7 +52,7 @@ class JudgeVerify(StrictModel):
     """The task's own `verify.py`, executed: a judge that does not guess."""
 
     kind: Literal["verify"] = "verify"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     dimension: str = Field(default="verified", min_length=1)
     """Dimension that it scores; one of the rubric's averages it with what the models say there."""
 
@@ -61,7 +61,7 @@ class JudgeParse(StrictModel):
     """The task's own parser: 1.0 for an answer that can be read and fits its format, else 0.0."""
 
     kind: Literal["parse"] = "parse"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     dimension: str = Field(default="parsed", min_length=1)
     """Dimension that it scores; one of the rubric's averages it with what the models say there."""
 
@@ -70,7 +70,7 @@ class JudgeLiteLLM(StrictModel):
     """A model that scores an answer on the task's rubric, 0.0 to 1.0 a dimension."""
 
     kind: Literal["litellm"] = "litellm"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     model: str
     """LiteLLM model name."""
     name: str = ""
@@ -230,7 +230,7 @@ class GatesConfig(StrictModel):
 
     min_schema_valid: float | None = Field(default=0.98, ge=0, le=1)
     """Least share of held-out answers that fit the output schema."""
-    min_transfer_ratio: float | None = Field(default=0.9, ge=0)
+    min_transfer_ratio: float | None = Field(default=0.9, ge=0, le=2)
     """Least student accuracy ÷ teacher accuracy."""
     min_gain_over_base: float | None = Field(default=0.05, ge=-1, le=1)
     """Least student accuracy − base accuracy."""

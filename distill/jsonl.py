@@ -24,7 +24,8 @@ def iter_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[dict[str, Any]
             if not raw.strip():
                 continue
             try:
-                row = json.loads(raw.decode("utf-8"))
+                # Notepad and Excel put a byte order mark before the first line.
+                row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
                 if not isinstance(row, dict):
                     raise ValueError(f"a {type(row).__name__}, not an object")
             except ValueError as error:

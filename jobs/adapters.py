@@ -22,7 +22,7 @@ def show(uri: str, name: str | None) -> None:
     """Print a table of versions."""
     registry = Registry(uri)
     rows = []
-    for adapter in [name] if name else registry.names():
+    for adapter in [_known(registry, name)] if name else registry.names():
         pointers = registry.aliases(adapter)
         for version in registry.versions(adapter):
             manifest = registry.manifest(adapter, version)
@@ -149,9 +149,18 @@ def _version(uri: str, version: str) -> tuple[str, int]:
 
 def show_history(uri: str, name: str, *, alias: str) -> None:
     """Print an alias's moves."""
-    moves = Registry(uri).history(name, alias)
+    registry = Registry(uri)
+    moves = registry.history(_known(registry, name), alias)
     rows = [[m["at"], m["action"], f"v{m['version']}", m["by"]] for m in moves]
     Display().table(f"{name}@{alias}", ["at (UTC)", "action", "version", "by"], rows)
+
+
+def _known(registry: Registry, name: str) -> str:
+    """Return the name; RegistryError lists what there is instead."""
+    if not registry.versions(name):
+        names = ", ".join(registry.names()) or "none"
+        raise RegistryError(f"{name} is not in {registry.store.uri}; known: {names}.")
+    return name
 
 
 def _shown(version: int | None) -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 from cluster.config import ClusterConfig, StrictModel, load_config
 from cluster.errors import ConfigError
 from cluster.prices import ACCELERATOR_USD_PER_HOUR
-from jobs.capacity_report import Report, print_report, report_dict, save_plot
+from jobs.capacity_report import Report, check_plot, print_report, report_dict, save_plot
 from jobs.client import KEY_ENV
 from jobs.config import load_run_config
 from jobs.display import Display
@@ -68,6 +68,8 @@ def capacity_run(
         raise ConfigError(
             "--curve: give the JSON that `distillery capacity --measure URL --model NAME` wrote"
         )
+    if asked.plot:
+        check_plot(asked.plot)
     curve = read_curve(asked.curve)
     trace = _traffic(asked)
     site = Site(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cluster.errors import ConfigError
 from jobs.display import Display
 from serve.autoscale import Scaling
 from serve.capacity.simulate import Outcome, Site
@@ -161,6 +163,18 @@ def report_dict(report: Report) -> dict[str, Any]:
             for name, outcome in report.outcomes.items()
         },
     }
+
+
+PLOTS = (".png", ".svg", ".pdf")
+
+
+def check_plot(path: str) -> None:
+    """ConfigError if a plot could not be written to `path`."""
+    file = Path(path)
+    if file.suffix.lower() not in PLOTS:
+        raise ConfigError(f"--plot {path}: the name must end in {', '.join(PLOTS)}.")
+    if not file.absolute().parent.is_dir():
+        raise ConfigError(f"--plot {path}: there is no folder {file.parent}; make it first.")
 
 
 def save_plot(report: Report, path: str) -> None:

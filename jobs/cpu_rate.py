@@ -1,8 +1,8 @@
 """How fast this machine trains a block of a model's own shape, measured when a plan is made.
 
 A host's speed changes by the minute and from product to product, so no stored figure would hold. A
-model of one block and one of two, random weights in the student's widths, take real training steps
-on micro-batches like the run's; their difference is a block's time. No weight is read.
+model of one block and one of several, random weights in the student's widths, take real training
+steps on micro-batches like the run's; their difference is those blocks' time. No weight is read.
 
 `python -m jobs.cpu_rate` does it in a process of its own, with a training worker's environment.
 """
@@ -30,6 +30,9 @@ SECONDS = 8.0
 """How long steps are taken; a person waits for it."""
 STEP_SHARE = 1.0
 """Share of the micro-batches' speed that a worker reaches with DeepSpeed, Ray and the optimiser."""
+BEYOND_CACHE = 256 << 20
+"""Bytes of weights that no processor's last-level cache keeps for one process."""
+LEAST_ROUNDS = 3
 SOURCE = "blocks of this student, trained on this machine a moment ago"
 
 
@@ -97,26 +100,39 @@ def time_step(
     batch: MicroBatch,
     seconds: float = SECONDS,
 ) -> StepTime:
-    """Time one and two blocks by turns for `seconds`, and scale to all of them."""
+    """Time one and several blocks by turns for `seconds`, and scale to all of them."""
     import torch
 
     torch.set_num_threads(train.threads_per_worker)
-    steps = {n: _step(student, train, model=model, batch=batch, blocks=n) for n in (1, 2)}
-    times: dict[int, list[float]] = {1: [], 2: []}
+    counts = (1, num_blocks(model))
+    steps = {n: _step(student, train, model=model, batch=batch, blocks=n) for n in counts}
+    times: dict[int, list[float]] = {n: [] for n in counts}
     for step in steps.values():  # kernels are built on first use
         step()
     start = time.perf_counter()
-    while time.perf_counter() - start < seconds or len(times[2]) < 3:
+    while time.perf_counter() - start < seconds or len(times[counts[-1]]) < LEAST_ROUNDS:
         for blocks, step in steps.items():
             before = time.perf_counter()
             step()
             times[blocks].append(time.perf_counter() - before)
 
-    def all_blocks(one: float, two: float) -> float:
-        return one + max(0.0, two - one) * (model.num_layers - 1)
+    def all_blocks(one: float, several: float) -> float:
+        block = max(0.0, several - one) / (counts[-1] - 1) if counts[-1] > 1 else 0.0
+        return one + block * (model.num_layers - 1)
 
-    means = [sum(values) / len(values) for values in times.values()]
-    return StepTime(all_blocks(*means), all_blocks(min(times[1]), min(times[2])))
+    means = [sum(times[n]) / len(times[n]) for n in counts]
+    return StepTime(all_blocks(*means), all_blocks(*(min(times[n]) for n in counts)))
+
+
+def num_blocks(model: Architecture) -> int:
+    """Return how many blocks are timed beside one: as many as no cache holds, or all there are.
+
+    Two small blocks stay in the processor's cache from step to step, where a whole model's do not:
+    SmolLM2's were timed half again as fast as they train (docs/log.md).
+    """
+    return min(
+        model.num_layers, max(2, BEYOND_CACHE // (model.layer_parameters * model.stored_bytes))
+    )
 
 
 def _step(

@@ -47,4 +47,6 @@ def make(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        raise SystemExit("usage: python -m jobs.demo_model FOLDER")
     make(Path(sys.argv[1]))

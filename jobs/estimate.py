@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.prices import api_price
@@ -16,6 +17,7 @@ from distill.prompts.config import FromTask
 from distill.prompts.split import SPLITS
 from distill.prompts.stage import make_prompts
 from distill.tasks.task import Task
+from distill.teach.answer import is_final
 from distill.teach.ask import cache_folder, request_keys
 from distill.teach.config import LiteLLMTeacher, OneTeacher, members_of
 from distill.teach.estimate import Estimate, estimate
@@ -57,7 +59,7 @@ def print_estimates(found: Iterable[tuple[str, Estimate | None]]) -> None:
             "based on": estimated.basis,
         }
         for heading, text in shown.items():
-            table.add_row(heading, text)
+            table.add_row(heading, escape(text))
         console.print(table)
 
 
@@ -91,7 +93,7 @@ def estimate_teacher(
     if not isinstance(teacher, LiteLLMTeacher):
         return None
     earlier = list(read_journal(cache_folder(teacher, store=store)))
-    known = {row["request_key"] for row in earlier if not row["error"]}
+    known = {row["request_key"] for row in earlier if is_final(row)}
     missing = [
         row
         for sample in range(teacher.samples)

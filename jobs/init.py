@@ -18,6 +18,8 @@ def init_task(folder: str) -> str:
     Raises ConfigError if something is there already: nothing is overwritten.
     """
     target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{folder} is a file; choose another name.")
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{folder} exists and is not empty; choose another name.")
     name = re.sub(r"[^a-z0-9._-]+", "-", target.name.lower()).strip("-._")

@@ -55,6 +55,9 @@ def _work(stage: str) -> Work:
 
 
 def _main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print("usage: python -m jobs.pipeline --config FILE [--again] [--section.field value …]")
+        return
     files, overrides, again = parse_arguments(sys.argv[1:])
     run_pipeline(files, overrides=overrides, again=again)
 

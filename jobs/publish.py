@@ -19,7 +19,7 @@ from jobs.train import training_records
 
 def work(run: Run, progress: StepProgress) -> StageResult:
     """Write the next version to the registry; only a run whose gates passed gets here."""
-    if run.finished("gate") is None:
+    if run.finished("gate") is None or not run.read_json("gates.json")["passed"]:
         raise StageError(
             "the gates have not passed for this configuration, so nothing is published: run "
             "`python -m jobs.gate --config …` and see gates.json."

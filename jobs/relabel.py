@@ -71,7 +71,9 @@ def relabel(
         parent = read_version(datasets, number) if number else _of_run(run)
         window = log_window(config, since=since, until=until)
         asked = [*window.rows, *window.routed]
-        found = candidates(run.task, asked, known=parent.ids, masking=config.relabel.masking)
+        masking = config.relabel.masking
+        known = parent.ids(masking=masking)
+        found = candidates(run.task, asked, known=known, masking=masking)
         training = [row for row in parent.prompts if row["split"] == "train"]
         least = least_training(config.relabel)
         if len(training) < least:

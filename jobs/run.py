@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError, StageError
-from cluster.storage import Store, digest_of, file_digest
+from cluster.storage import Store, digest_of, file_digest, folder_digests
 from distill.tasks.task import Task, load_task
 from distill.teach.config import AnyTeacher, ReplayTeacher, gives_candidates, members_of
 from distill.teach.identity import parameters
@@ -60,6 +60,7 @@ class Run:
         """Open the run's folder; it is made by the first stage that writes."""
         self.config = config
         self.display = display
+        self._contents: dict[str, Any] = {}
         root = Path(config.run.root).expanduser().absolute()
         self.folder = root / f"{config.run.name}-{self.fingerprint('train')[:8]}"
         self.store = Store(self.folder)
@@ -85,9 +86,21 @@ class Run:
             for section in sections:
                 model = getattr(self.config, section)
                 parts.append(model.model_dump(mode="json", exclude=NEUTRAL.get(section)))
+                parts += [self._content(path) for path in _files_named_in(section, model)]
             if name == stage:
                 return digest_of(parts)
         raise ConfigError(f"unknown stage {stage!r}; the stages are {', '.join(STAGES)}.")
+
+    def _content(self, path: str) -> Any:
+        """Digest of a local file or folder, taken once a run; a remote one goes by its name."""
+        if path not in self._contents:
+            local = Path(path).expanduser()
+            self._contents[path] = (
+                folder_digests(local) if local.is_dir()
+                else file_digest(local) if local.is_file()
+                else None
+            )  # fmt: skip
+        return self._contents[path]
 
     def finished(self, stage: str) -> StageResult | None:
         """The stage's result if it is done for this configuration."""
@@ -110,6 +123,9 @@ class Run:
         if again:
             for path in RESUMED_FROM.get(stage, ()):
                 self.store.remove(path)
+        # What stands on this stage's last result, or on its failure, is done no more.
+        for later in list(STAGES)[list(STAGES).index(stage) :]:
+            self.store.remove(f"stages/{later}.json")
         self.write_config()
         self.point_latest()
         start = time.monotonic()
@@ -159,6 +175,16 @@ class Run:
     def read_json(self, path: str) -> Any:
         """Read a JSON artefact."""
         return json.loads((self.folder / path).read_text(encoding="utf-8"))
+
+
+def _files_named_in(section: str, model: Any) -> list[str]:
+    """Files of the user's that decide a stage's result beside the task's own."""
+    if section == "curate":
+        return list(model.contamination.files) if model.contamination else []
+    if section == "train":
+        mixed = [model.mix.data] if model.mix else []
+        return [*mixed, *([model.dpo.pairs] if model.dpo.pairs else [])]
+    return []
 
 
 def _prices(teacher: AnyTeacher) -> list[Any]:

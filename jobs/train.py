@@ -11,7 +11,7 @@ from cluster.session import require_memory
 from distill.curate.multitask import multitask_records
 from distill.judge.stage import accepted
 from distill.teach.files import CANDIDATES
-from distill.train.pairs import pairs_from_file, pairs_from_scores, split_pairs
+from distill.train.pairs import asked, pairs_from_file, pairs_from_scores, split_pairs
 from distill.train.stage import train
 from jobs.display import StepProgress
 from jobs.entry import stage_main
@@ -82,7 +82,23 @@ def _pairs(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     config = run.config
     if config.train.dpo.pairs:
         pairs = pairs_from_file(config.train.dpo.pairs)
-        return split_pairs(pairs, num_validation=config.prompts.validation)
+        test = "prompts/test.parquet"
+        prompts = run.store.read_rows(test) if run.store.exists(test) else []
+        tested = {asked(row["messages"]) for row in prompts}
+        training, held_out = split_pairs(
+            pairs, num_validation=config.prompts.validation, tested=tested
+        )
+        if left_out := len(pairs) - len(training) - len(held_out):
+            run.display.say(
+                f"! {left_out} of {len(pairs)} pairs of {config.train.dpo.pairs} are about prompts "
+                "of the test split and were left out"
+            )
+        if not training:
+            raise DataError(
+                f"train.dpo.pairs: all {len(pairs)} pairs of {config.train.dpo.pairs} are about "
+                "prompts of the test split; give pairs about others"
+            )
+        return training, held_out
     require_answers_for(config)
     answers = run.store.read_rows(CANDIDATES)
     pairs = pairs_from_scores(answers, min_margin=config.train.dpo.min_margin)

@@ -13,6 +13,7 @@ from cluster.storage import Store
 from serve.config import ServeConfig
 from serve.errors import (
     forbidden,
+    quota_held,
     quota_used_up,
     rate_limited,
     unauthorized,
@@ -46,6 +47,9 @@ class Admission:
     prompt_tokens: int = 0
     """Estimated; charged when a client leaves before the engine has said its count."""
     reserved_tokens: int = 0
+    """Taken from the minute's limit."""
+    held: Spent = field(default_factory=Spent)
+    """Most that it may use, held back from the day's quota."""
     headers: dict[str, str] = field(default_factory=dict)
     settled: bool = False
     used: Usage = field(default_factory=Usage)
@@ -77,11 +81,13 @@ class Door:
         self._price = price
         self._ring = Keyring()
         self._limits: dict[str, KeyLimits] = {}
+        self._held: dict[str, Spent] = {}
         self._file: KeyFile | None = None
         self._usage: DailyUsage | None = None
         if config.keys:
             self._file = KeyFile(config.keys)
-            self._usage = DailyUsage(Store(config.key_usage or f"{config.keys}/usage"))
+            apart = config.key_usage
+            self._usage = DailyUsage(Store(apart) if apart else Store(config.keys) / "usage")
         self._read: bytes | None = None
         self._problem: str | None = None
         self._following: asyncio.Task[None] | None = None
@@ -134,11 +140,11 @@ class Door:
         if not key.may_use(request.model):
             raise unknown_model(request.model)
         prompt_tokens = -(-request.prompt_chars // CHARS_PER_TOKEN)
+        most = self._most(request, prompt_tokens=prompt_tokens)
         limits = self._limits_of(key)
         reserved = 0
         if limits.tokens is not None:
-            asked = request.max_tokens or self._config.max_model_len
-            reserved = min(prompt_tokens + asked * request.choices, int(limits.tokens.per_minute))
+            reserved = min(most.tokens, int(limits.tokens.per_minute))
             if wait_s := limits.tokens.wait_s(reserved):
                 limit = limits.tokens.per_minute
                 raise rate_limited("tokens", limit=limit, wait_s=wait_s)
@@ -149,10 +155,12 @@ class Door:
             limits.requests.take(1)
         if limits.tokens is not None:
             limits.tokens.take(reserved)
+        self._held.setdefault(key.id, Spent()).add(most)
         return Admission(
             key=key,
             prompt_tokens=prompt_tokens,
             reserved_tokens=reserved,
+            held=most,
             headers=limits.headers(),
         )
 
@@ -182,18 +190,35 @@ class Door:
         limits = self._limits_of(admission.key)
         if limits.tokens is not None:
             limits.tokens.take(spent.tokens - admission.reserved_tokens)
+        self._release(admission.key, admission.held)
         if self._usage is not None:
             self._usage.add(admission.key.id, spent)
 
+    def _most(self, request: ApiRequest, *, prompt_tokens: int) -> Spent:
+        """What a request may use at most, its prompt estimated."""
+        longest = self._config.max_model_len
+        completion_tokens = min(request.max_tokens or longest, longest) * request.choices
+        usd = 0.0
+        if self._price is not None:
+            usd = self._price.request_usd(
+                prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
+            )
+        return Spent(requests=1, tokens=prompt_tokens + completion_tokens, usd=usd)
+
+    def _release(self, key: Key, held: Spent) -> None:
+        left = self._held[key.id]
+        left.add(Spent(-held.requests, -held.tokens, -held.usd))
+        if not left.requests:
+            # Nor does anything remain of rounding.
+            del self._held[key.id]
+
     def _check_quota(self, key: Key) -> None:
+        """Refuse once the day is used up, by requests under way too: one may pass it, not many."""
         if self._usage is None or (key.tokens_per_day is None and key.usd_per_day is None):
             return
         spent = self._usage.spent(key.id)
+        held = self._held.get(key.id, Spent())
         wait_s = self._usage.seconds_left()
-        if key.tokens_per_day is not None and spent.tokens >= key.tokens_per_day:
-            raise quota_used_up(
-                f"{key.tokens_per_day} tokens a day.", kind="quota_tokens", wait_s=wait_s
-            )
         if key.usd_per_day is not None and self._price is None:
             # Fail closed: a limit that cannot be counted must not be taken for none.
             raise quota_used_up(
@@ -201,10 +226,16 @@ class Door:
                 kind="quota_usd",
                 wait_s=wait_s,
             )
-        if key.usd_per_day is not None and spent.usd >= key.usd_per_day:
-            raise quota_used_up(
-                f"{key.usd_per_day:g} dollars a day.", kind="quota_usd", wait_s=wait_s
-            )
+        for limit, unit, kind, used, under_way in (
+            (key.tokens_per_day, "tokens", "quota_tokens", spent.tokens, held.tokens),
+            (key.usd_per_day, "dollars", "quota_usd", spent.usd, held.usd),
+        ):
+            if limit is None or used + under_way < limit:
+                continue
+            what = f"{limit:.12g} {unit} a day."
+            if used >= limit:
+                raise quota_used_up(what, kind=kind, wait_s=wait_s)
+            raise quota_held(what, kind=kind)
 
     def _limits_of(self, key: Key) -> KeyLimits:
         limits = self._limits.get(key.id)

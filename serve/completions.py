@@ -193,6 +193,7 @@ class Completions:
                 call.route,
                 payload,
                 first,
+                request_id=call.request_id,
                 ask=lambda changed: self._ask(call, changed),
                 on_teacher=call.admission.count_teacher,
                 seconds_left=lambda: max(0.0, self._config.request_timeout_s - call.elapsed_s),
@@ -227,9 +228,12 @@ class Completions:
         except BaseException:
             self._metrics.end(call.labels)
             raise
-        ttft_s = call.elapsed_s
+        stream = self._rest_of_stream(call, first=first, events=events, ttft_s=call.elapsed_s)
+        # Of a client that leaves now nobody reads a byte: a generator that never began is never
+        # closed either, and what the request took would stay taken.
+        await anext(stream)
         return StreamingResponse(
-            self._rest_of_stream(call, first=first, events=events, ttft_s=ttft_s),
+            stream,
             media_type=EVENT_STREAM,
             headers=call.headers | {"cache-control": "no-cache"},
         )
@@ -237,9 +241,11 @@ class Completions:
     async def _rest_of_stream(
         self, call: Call, *, first: Any, events: Any, ttft_s: float
     ) -> AsyncIterator[bytes]:
+        """Yield an empty beginning, `first` and the rest; however it ends, the request is over."""
         usage: Usage | None = None
         deadline_s = self._config.request_timeout_s
         try:
+            yield b""
             yield first
             async with asyncio.timeout(max(0.0, deadline_s - call.elapsed_s)):
                 async for item in events:

@@ -104,6 +104,18 @@ def quota_used_up(what: str, *, kind: str, wait_s: float) -> ApiError:
     )
 
 
+def quota_held(what: str, *, kind: str) -> ApiError:
+    """What is left of the day may be used up by requests under way (429)."""
+    return ApiError(
+        f"Your requests under way may use up the rest of your quota: {what} Try again when they "
+        "are answered, or set max_tokens.",
+        status=429,
+        kind=kind,
+        code="rate_limit_exceeded",
+        headers={"Retry-After": "1"},
+    )
+
+
 def client_left() -> ApiError:
     """Nobody is there to read the answer (499, nginx's number for it)."""
     return ApiError("client left", status=CLIENT_CLOSED, kind="client_closed")

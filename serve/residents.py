@@ -1,4 +1,4 @@
-"""Which adapters a replica holds: at most so many, the least recently used leaves first.
+"""Which adapters a replica holds: at most so many, the least recently used idle one leaves first.
 
 vLLM would load any number and shift them through its slots by itself, but then nobody knows when
 one is really gone, and its CPU kernels answer base requests wrongly once every slot is filled.
@@ -64,19 +64,20 @@ class Residents:
             if resident := self._residents.get(model_id):
                 return resident
             while len(self._residents) >= self.limit:
-                await self._send_away(self._least_recently_used())
+                await self._send_away(self._next_to_leave())
             await self._load(model_id)
             resident = self._residents[model_id] = _Resident()
             return resident
 
-    def _least_recently_used(self) -> str:
-        free = (model_id for model_id in self._residents if model_id not in self.pinned)
-        found = next(free, None)
-        if found is None:
+    def _next_to_leave(self) -> str:
+        """The least recently used of the idle ones, or of all if none is idle."""
+        free = [model_id for model_id in self._residents if model_id not in self.pinned]
+        if not free:
             raise RegistryError(
                 f"all {self.limit} slots hold pinned adapters; unpin one or raise serve.max_loras."
             )
-        return found
+        idle = (model_id for model_id in free if not self._residents[model_id].users)
+        return next(idle, free[0])
 
     async def drop(self, model_id: str) -> bool:
         """Unload an adapter once nobody uses it; whether it was there."""

@@ -19,6 +19,8 @@ class S3Server:
     def __init__(self, port: int):
         self.objects: dict[str, bytes] = {}
         self.delay_s = 0.0
+        self.refused: list[str] = []
+        """Ends of keys that nobody may write (403)."""
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.query = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
         self.endpoint = f"http://127.0.0.1:{port}"
@@ -71,8 +73,13 @@ class _Handler(BaseHTTPRequestHandler):
         store, key, query = self._asked()
         copied = self.headers.get("x-amz-copy-source")
         data = self._body()
+        if self._is_refused(key):
+            return self._answer(403, b"<Error><Code>AccessDenied</Code></Error>")
         if copied:
-            store.objects[key] = store.objects[unquote(copied).lstrip("/")]
+            source = unquote(copied).lstrip("/")
+            if source not in store.objects:
+                return self._missing()
+            store.objects[key] = store.objects[source]
             return self._answer(200, b"<CopyObjectResult><ETag>x</ETag></CopyObjectResult>")
         if "uploadId" in query:
             store.uploads[query["uploadId"][0]][int(query["partNumber"][0])] = data
@@ -83,6 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         store, key, query = self._asked()
         body = self._body()
+        if self._is_refused(key):
+            return self._answer(403, b"<Error><Code>AccessDenied</Code></Error>")
         if "uploads" in query:
             upload = f"upload-{len(store.uploads)}"
             store.uploads[upload] = {}
@@ -160,6 +169,9 @@ class _Handler(BaseHTTPRequestHandler):
             whole += rest[:size]
             data = rest[size + 2 :]
         return whole
+
+    def _is_refused(self, key):
+        return key.endswith(tuple(self.server.store.refused))
 
     def _missing(self):
         self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")

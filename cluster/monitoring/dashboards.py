@@ -7,6 +7,7 @@ makes, and runs every query of those of serving against a real Prometheus under 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from cluster.monitoring.grafana_json import render
@@ -37,4 +38,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        raise SystemExit("usage: python -m cluster.monitoring.dashboards")
     main()

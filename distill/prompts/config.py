@@ -20,7 +20,7 @@ class FromTask(StrictModel):
     """The prompts that the task brings: its file, its generator or its grid."""
 
     kind: Literal["task"] = "task"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
 
 
 class Grown(StrictModel):
@@ -43,7 +43,7 @@ class SelfInstruct(Grown):
     """Self-Instruct (Wang et al. 2023): new prompts from a growing pool of examples, in rounds."""
 
     kind: Literal["self_instruct"] = "self_instruct"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     rounds: int = Field(default=20, ge=1)
     """Most rounds; fewer when `prompts.train` is reached or two rounds bring nothing new."""
     requests: int = Field(default=16, ge=1)
@@ -60,7 +60,7 @@ class EvolInstruct(Grown):
     """Evol-Instruct (Xu et al. 2024): each generation rewrites the prompts, in depth or breadth."""
 
     kind: Literal["evol_instruct"] = "evol_instruct"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     generations: int = Field(default=3, ge=1, le=5)
     """Generations; fewer when `prompts.train` is reached."""
     operations: tuple[Operation, ...] = Field(
@@ -79,7 +79,7 @@ class FromDataset(StrictModel):
     """The prompts of a dataset version that `distillery relabel` wrote; they name their splits."""
 
     kind: Literal["dataset"] = "dataset"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     folder: str
     """Folder or URI of the version, such as `runs/datasets/reconcile/v2`; its `next.toml` has this
     section and the teacher that replays its answers."""

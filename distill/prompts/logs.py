@@ -43,7 +43,7 @@ class LogsConfig(StrictModel):
     """Which rows of a request log become prompts."""
 
     kind: Literal["logs"] = "logs"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     uri: str
     """Parquet file or folder: local path, `s3://…` or `gs://…`."""
     require_approved: bool = False

@@ -99,8 +99,10 @@ class Index:
             values = [_at(variables, path) for path in combination]
             # The same vendor, amount and date on the other side of a pair is the same combination,
             # so the key holds the values and not the names they stand under. 0: it has none.
+            # Read back from a log they are texts: 123 there is "123".
             whole = all(value is not None for value in values)
-            keys.append(int(digest_of(values)[:16], 16) if whole else 0)
+            texts = [str(value).strip().casefold() for value in values]
+            keys.append(int(digest_of(texts)[:16], 16) if whole else 0)
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -95,6 +95,8 @@ def write_with(config: ModelTeacher, task: Task, *, store: Store) -> Ask:
         keep_bill(store, "prompts", entry)
         if known.unasked:
             raise budget_reached(config, known, total=len(rows))
-        return [known.answered[key]["completion"] if key in known.answered else "" for key in keys]
+        # A list that was cut off has whole lines before its end.
+        said = known.failed | known.answered
+        return [said[key]["completion"] if key in said else "" for key in keys]
 
     return answers

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import DataError, StageError
+from cluster.example import example_id
+from cluster.masking import MaskingConfig, mask_messages
 from cluster.storage import Store, digest_of, folder_digests, rows_table
 from distill.prompts.split import SPLITS
 from distill.prompts.stage import DATASET_PROMPTS
@@ -36,10 +38,12 @@ class Parent:
     prompts: list[Row]
     answers: list[Row]
 
-    @property
-    def ids(self) -> set[str]:
-        """Prompts that it holds."""
-        return {row["example_id"] for row in self.prompts}
+    def ids(self, *, masking: MaskingConfig) -> set[str]:
+        """Prompts that it holds, as they were written and as a log shows them, masked."""
+        written = {row["example_id"] for row in self.prompts}
+        return written | {
+            example_id(mask_messages(row["messages"], masking)[0]) for row in self.prompts
+        }
 
     @classmethod
     def of_rows(cls, name: str, prompts: Sequence[Row], answers: Sequence[Row]) -> Parent:
@@ -116,7 +120,7 @@ def append_version(
             "files": folder_digests(folder),
         }
         beside.write_json(MANIFEST, manifest)
-        datasets.upload(folder, name)
+        datasets.upload(folder, name, last=MANIFEST)
     return manifest
 
 

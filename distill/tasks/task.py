@@ -109,6 +109,8 @@ class Task:
                 tolerance=self.spec.score.tolerance,
             )
         ]
+        if self.headline in self.spec.score.fields and self.headline not in wrong:
+            label = expected  # the class itself, as figures by class count it: "Yes" is "yes"
         return Scored(True, not wrong, label, expected, f"wrong: {', '.join(wrong)}" * bool(wrong))
 
     def score_row(self, completion: str, row: dict[str, Any]) -> Scored:
@@ -182,6 +184,8 @@ class Task:
 def load_task(folder: str | Path) -> Task:
     """Load a task from a folder, or by the name of one that comes with Distillery."""
     path = Path(folder)
+    if path.name == "task.toml" and path.is_file():  # the file itself was given
+        path = path.parent
     bundled = Path(__file__).parent / str(folder)
     if not (path / "task.toml").is_file() and str(folder) in bundled_tasks():
         path = bundled

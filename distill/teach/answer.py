@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+TRUNCATED = "truncated"
+"""The failure of an answer that reached `max_tokens`."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -23,7 +26,8 @@ class Answer:
     requests: int = 1
     """Requests that were answered: two when the first answer was repaired."""
     failure: str = ""
-    """What kind of error: the last retry's reason, `refused` or `empty`."""
+    """What kind of error: the last retry's reason, `refused`, `empty` or `truncated` (the text is
+    what came before the limit)."""
     retried: tuple[str, ...] = ()
     """The reason of each retry."""
 
@@ -51,6 +55,25 @@ class Answer:
             requests=self.requests + again.requests,
             retried=self.retried + again.retried,
         )
+
+
+def problem_of(
+    text: str, *, truncated: bool, max_tokens: int, finish_reason: str = ""
+) -> tuple[str, str]:
+    """Return (error, failure) of what a model wrote; both are empty when it can be used."""
+    if truncated:
+        return f"cut off at teacher.max_tokens {max_tokens}; raise it", TRUNCATED
+    if not text:
+        return f"empty answer ({finish_reason})" if finish_reason else "empty answer", "empty"
+    return "", ""
+
+
+def is_final(row: dict[str, Any]) -> bool:
+    """Whether asking again for a journal's line would only bring the same.
+
+    A request's key has `max_tokens` in it: what was cut off is asked again once that is raised.
+    """
+    return not row["error"] or row["failure"] == TRUNCATED
 
 
 def journal_row(row: dict[str, Any], answer: Answer, *, teacher: str, payer: str) -> dict[str, Any]:

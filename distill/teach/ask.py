@@ -17,6 +17,7 @@ from cluster.models import model_digest
 from cluster.storage import Store, digest_of
 from distill.batches import Progress, drain
 from distill.tasks.task import Task
+from distill.teach.answer import is_final
 from distill.teach.config import LiteLLMTeacher, ModelTeacher
 from distill.teach.identity import request_key
 from distill.teach.journal import read_journal
@@ -41,7 +42,7 @@ class Known:
     answered: dict[str, Row]
     """Its answers by request."""
     failed: dict[str, Row]
-    """A failure of each request that has no answer."""
+    """A failure of each request that has no answer; one that is final before others."""
     spent_usd: float
     """What it has paid so far."""
     unasked: int = 0
@@ -57,7 +58,11 @@ class Known:
         ]
         mine = [row for row in rows if row["request_key"] in wanted]
         answered = {row["request_key"]: row for row in mine if not row["error"]}
-        failed = {row["request_key"]: row for row in mine if row["request_key"] not in answered}
+        failed = {
+            row["request_key"]: row
+            for row in sorted(mine, key=is_final)
+            if row["request_key"] not in answered
+        }
         spent_usd = sum(row["cost_usd"] for row in rows if row["payer"] == payer)
         return cls(rows, answered, failed, spent_usd, unasked)
 
@@ -96,7 +101,8 @@ def ask(
     wanted = {row["request_key"] for row in rows}
     cache, payer = cache_folder(config, store=store), Path(store.root).name
     known = Known.read(cache, wanted, payer=payer)
-    missing = {row["request_key"]: row for row in rows if row["request_key"] not in known.answered}
+    done = {key for key, row in (known.failed | known.answered).items() if is_final(row)}
+    missing = {row["request_key"]: row for row in rows if row["request_key"] not in done}
     if not missing:
         return known
     # Equal beginnings follow each other: providers charge less for a prefix that they have just

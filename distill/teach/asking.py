@@ -11,7 +11,8 @@ from typing import Any
 
 from distill.batches import failed_block
 from distill.tasks.task import load_task
-from distill.teach.answer import journal_row
+from distill.teach.answer import is_final, journal_row
+from distill.teach.bill import paid_for
 from distill.teach.config import LiteLLMTeacher
 from distill.teach.identity import teacher_name
 from distill.teach.journal import Journal, read_journal
@@ -44,6 +45,8 @@ class AskingWorker:
 
     def __init__(self, asked: Asked):
         """Load the task and the client once."""
+        import ray
+
         # Only here: LiteLLM takes seconds to import.
         from distill.teach.litellm import LiteLLMTeacherRunner
 
@@ -53,9 +56,26 @@ class AskingWorker:
         self._name = teacher_name(config, task)
         self._teacher = LiteLLMTeacherRunner(config, task, name=self._name)
         self._journal = Journal(asked.cache)
+        # A worker that is lost is started again as the same actor.
+        self._id: str = ray.get_runtime_context().get_actor_id()
+        self._settle_for_predecessor()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._gate: Gate = asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+
+    def _settle_for_predecessor(self) -> None:
+        """Return what a worker that was lost had set aside, and book what it had paid.
+
+        Not when its blocks are begun again: others may run first, and wait for that money.
+        """
+        import ray
+
+        budget = self._asked.budget
+        held = ray.get(budget.held_by.remote(self._id)) if budget is not None else []
+        if not held:
+            return
+        paid = paid_for(read_journal(self._asked.cache), requests=held, payer=self._asked.payer)
+        ray.get([budget.settle.remote(request, usd) for request, usd in paid.items()])
 
     async def _open(self) -> Gate:
         config, workers = self._asked.teacher, self._asked.workers
@@ -88,7 +108,7 @@ class AskingWorker:
         answered = {
             line["request_key"]
             for line in read_journal(self._asked.cache)
-            if line["request_key"] in wanted and not line["error"]
+            if line["request_key"] in wanted and is_final(line)
         }
         return [row for row in rows if row["request_key"] not in answered]
 
@@ -98,9 +118,10 @@ class AskingWorker:
     async def _one(self, row: dict[str, Any]) -> bool:
         """Answer one row and write it down; False when there is no money for it."""
         budget = self._asked.budget
+        request = row["request_key"]
         most_usd = self._teacher.most_usd(row) if budget is not None else 0.0
         while budget is not None:
-            may = await budget.reserve.remote(most_usd)
+            may = await budget.reserve.remote(request, most_usd, worker=self._id)
             if may is not None:
                 break
             await asyncio.sleep(POLL_BUDGET_S)
@@ -109,5 +130,5 @@ class AskingWorker:
         answer = await self._teacher.ask(row, gate=self._gate)
         self._journal.add(journal_row(row, answer, teacher=self._name, payer=self._asked.payer))
         if budget is not None:
-            budget.settle.remote(most_usd, answer.cost_usd)
+            budget.settle.remote(request, answer.cost_usd)
         return True

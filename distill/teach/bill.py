@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 from cluster.storage import Store
@@ -22,6 +22,20 @@ def keep_bill(store: Store, stage: Stage, entry: dict[str, Any]) -> None:
     stages[stage] = entry
     usd = round(sum(part["usd"] or 0.0 for part in stages.values()), 6)
     store.write_json(FILE, {"stages": stages, "usd": usd})
+
+
+def paid_for(
+    rows: Iterable[dict[str, Any]], *, requests: Collection[str], payer: str
+) -> dict[str, float]:
+    """Dollars that a run's requests cost by the journal; 0 for one that is not in it.
+
+    Of several lines of a request the dearest counts: earlier ones were booked before.
+    """
+    paid = dict.fromkeys(requests, 0.0)
+    for row in rows:
+        if row["payer"] == payer and row["request_key"] in paid:
+            paid[row["request_key"]] = max(paid[row["request_key"]], row["cost_usd"])
+    return paid
 
 
 def bill(

@@ -27,7 +27,7 @@ class ProgramTeacher(StrictModel):
     """A Python function that computes the answer. It is no model and is never called one."""
 
     kind: Literal["program"] = "program"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     function: str = "rules:answer"
     """`module:function` in the task folder; takes the prompt's variables, returns the answer."""
     price: Price | None = None
@@ -69,7 +69,7 @@ class LiteLLMTeacher(Sampling):
     """Any provider or OpenAI-compatible server through LiteLLM; keys come from the environment."""
 
     kind: Literal["litellm"] = "litellm"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     model: str
     """LiteLLM model name, such as `anthropic/claude-sonnet-4-20250514` or `openai/my-model`."""
     api_base: str | None = None
@@ -94,14 +94,14 @@ class LiteLLMTeacher(Sampling):
     budget_usd: float | None = Field(default=None, gt=0)
     """Asking stops before the dollars of this run, resumes included, pass this."""
     price: Price | None = None
-    """Overrides LiteLLM's price table; needed for a model that the table does not know."""
+    """Overrides the price tables; needed for a model that they do not know."""
 
 
 class VLLMTeacher(Sampling):
     """A model that the cluster runs itself, in batches: vLLM through `ray.data.llm`."""
 
     kind: Literal["vllm"] = "vllm"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     model: str
     """Local folder or hub name of a model with a chat template."""
     replicas: int = Field(default=1, ge=1)
@@ -120,7 +120,7 @@ class ReplayTeacher(StrictModel):
     """Answers recorded earlier, joined by `example_id` or by the task's prompt id."""
 
     kind: Literal["replay"] = "replay"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     file: str
     """JSONL or Parquet with `example_id` or `id`, and `completion`; tokens and latency if known."""
     price: Price | None = None
@@ -136,7 +136,7 @@ class SeveralTeachers(StrictModel):
     """Several teachers at once: the jury's choice for each prompt, or a mixture."""
 
     kind: Literal["several"] = "several"
-    """Discriminator."""
+    """Chooses this kind; the fields beside it are its own."""
     combine: Literal["best_of", "mixture"] = "best_of"
     """`best_of`: all of them answer every prompt and the jury keeps the best answer; `mixture`:
     each prompt goes to one of them, by `weights`."""

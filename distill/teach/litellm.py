@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,12 +23,15 @@ if not os.environ.get("OPENAI_ORGANIZATION"):
 import litellm
 
 from cluster.errors import ConfigError, PrerequisiteError
+from cluster.prices import api_price
 from distill.records import Message
 from distill.tasks.task import Task
-from distill.teach.answer import Answer
+from distill.teach.answer import Answer, problem_of
 from distill.teach.config import LiteLLMTeacher
 from distill.teach.limits import Gate, Slot
 from distill.teach.reasoning import split_reasoning, with_reasoning
+
+log = logging.getLogger(__name__)
 
 # Why a request failed, for those that another attempt can mend. A bad request, a wrong key or a
 # refused content cannot be.
@@ -44,6 +49,15 @@ LONGEST_WAIT_S = 60.0
 GRACE_S = 5.0
 """What a request may take beyond its time-out before it is given up from outside: a server that
 sends a byte now and then keeps the client's own time-out from ever passing."""
+
+MESSAGE_TOKENS = 16
+"""Most that a message takes beside its text."""
+QUOTED_BYTES = 500
+"""Of what was wrong, in the request for a repair: a problem can quote a whole answer."""
+COMPLAINT = (
+    "That answer cannot be used: {problem}. Answer the question again, in the required form and "
+    "with nothing else."
+)
 
 
 class MalformedResponse(Exception):
@@ -91,10 +105,6 @@ def connection(*, model: str, api_base: str | None, api_key_env: str | None) -> 
     return {"model": model, "api_base": api_base}
 
 
-_REGISTERED: set[str] = set()
-"""Models that LiteLLM knows from `_make_known` only."""
-
-
 def _make_known(model: str, prices: tuple[float, float, float]) -> None:
     """Tell LiteLLM of a model that its table lacks.
 
@@ -113,33 +123,30 @@ def _make_known(model: str, prices: tuple[float, float, float]) -> None:
             "output_cost_per_token": per_output,
         }
         litellm.register_model({model: entry})
-        _REGISTERED.add(model)
 
 
 def token_prices(config: LiteLLMTeacher) -> tuple[float, float, float]:
-    """Dollars per input, cached input and output token: the configured price, else LiteLLM's.
+    """Dollars per input, cached input and output token: the configured price, else the tables'.
 
     A model that neither knows is a ConfigError: an unknown price is never zero.
     """
     if config.price is not None:
-        per_input = config.price.input_usd_per_mtok / 1e6
-        return per_input, per_input, config.price.output_usd_per_mtok / 1e6
-    try:
-        # A price that another section gave for the model is not LiteLLM's.
-        known = None if config.model in _REGISTERED else litellm.get_model_info(config.model)
-    except Exception:
-        known = None
-    if not known or known.get("input_cost_per_token") is None:
-        raise ConfigError(
-            f"teacher.model {config.model!r}: LiteLLM's price table does not know it; give "
-            "[teacher.price] input_usd_per_mtok and output_usd_per_mtok (0 for your own server)."
-        )
-    per_input = float(known["input_cost_per_token"])
-    cached = known.get("cache_read_input_token_cost")
+        price = config.price.as_token_price("[teacher.price]")
+    else:
+        # Not LiteLLM's own look-up, which answers with zeros for some names that it does not know.
+        known = api_price(config.model)
+        if known is None:
+            raise ConfigError(
+                f"teacher.model {config.model!r}: the price table does not know it; give "
+                "[teacher.price] input_usd_per_mtok and output_usd_per_mtok (0 for your own "
+                "server)."
+            )
+        price = known
+    per_input, per_cached = price.input_usd_per_mtok, price.cached_usd_per_mtok
     return (
-        per_input,
-        per_input if cached is None else float(cached),
-        float(known["output_cost_per_token"] or 0.0),
+        per_input / 1e6,
+        (per_input if per_cached is None else per_cached) / 1e6,
+        price.output_usd_per_mtok / 1e6,
     )
 
 
@@ -214,6 +221,7 @@ class LiteLLMTeacherRunner:
         )
         self._prices = token_prices(config)
         self._format = self._response_format()
+        self._said_uncounted = False
         litellm.suppress_debug_info = True
         _make_known(config.model, self._prices)
 
@@ -231,14 +239,25 @@ class LiteLLMTeacherRunner:
         return list(await asyncio.gather(*(one(row) for row in rows)))
 
     def most_usd(self, row: dict[str, Any]) -> float:
-        """Most that a row's requests can cost: a token is at least two bytes of the prompt."""
-        tokens_in = sum(len(m["content"].encode()) + 16 for m in self._messages(row)) / 2
-        tokens_out = self._config.max_tokens
-        once = tokens_in * self._prices[0] + tokens_out * self._prices[2]
+        """Most that a row's requests can cost."""
+        most_in = self._most_tokens_in(self._messages(row))
+        most_out = self._config.max_tokens
+        once = self.usd_of(prompt_tokens=most_in, completion_tokens=most_out)
         if not self._config.repair:
             return once
-        # The repair sends the answer back as well.
-        return 2 * once + tokens_out * self._prices[0]
+        return once + self.usd_of(
+            prompt_tokens=most_in + self._most_tokens_of_repair(), completion_tokens=most_out
+        )
+
+    def _most_tokens_in(self, messages: Sequence[Message]) -> int:
+        """Most tokens that a request can have: one a byte, as digits and JSON nearly do."""
+        schema = 0 if self._format is None else len(json.dumps(self._format))
+        return schema + sum(len(m["content"].encode()) + MESSAGE_TOKENS for m in messages)
+
+    def _most_tokens_of_repair(self) -> int:
+        """Those that a repair sends beyond the first request: the answer and the complaint."""
+        complaint = len(COMPLAINT) + QUOTED_BYTES
+        return self._config.max_tokens + complaint + 2 * MESSAGE_TOKENS
 
     def _messages(self, row: dict[str, Any]) -> list[Message]:
         reasoning = self._config.reasoning
@@ -248,29 +267,30 @@ class LiteLLMTeacherRunner:
         """Answer one row; an answer that does not fit the output is repaired at most once."""
         messages = self._messages(row)
         sample = row.get("sample") or 0
-        answer = await self._ask(messages, gate, sample=sample)
+        most_in = self._most_tokens_in(messages)
+        answer = await self._ask(messages, gate, sample=sample, most_in=most_in)
         if answer.error or not self._config.repair:
             return answer
         problem = self._task.parse(answer.completion).problem
         if not problem:
             return answer
-        complaint = (
-            f"That answer cannot be used: {problem}. Answer the question again, in the required "
-            "form and with nothing else."
-        )
+        quoted = problem.encode(errors="replace")[:QUOTED_BYTES].decode(errors="ignore")
         again = await self._ask(
             [
                 *messages,
                 {"role": "assistant", "content": answer.completion},
-                {"role": "user", "content": complaint},
+                {"role": "user", "content": COMPLAINT.format(problem=quoted)},
             ],
             gate,
             sample=sample,
+            most_in=most_in + self._most_tokens_of_repair(),
         )
         mended = not again.error and not self._task.parse(again.completion).problem
         return answer.followed_by(again, kept=again if mended else answer)
 
-    async def _ask(self, messages: list[Message], gate: Gate | None, *, sample: int) -> Answer:
+    async def _ask(
+        self, messages: list[Message], gate: Gate | None, *, sample: int, most_in: int
+    ) -> Answer:
         config = self._config
         request = {
             **self._connection,
@@ -296,7 +316,9 @@ class LiteLLMTeacherRunner:
                 on_retry=retried.append,
             )
             message = response.choices[0].message
+            finish_reason = str(response.choices[0].finish_reason)
             text = message.content or ""
+            thoughts = str(getattr(message, "reasoning_content", None) or "")
         except Exception as error:
             # A row that keeps failing ends as a failed row; the others go on.
             reason = reason_to_retry(error) or "refused"
@@ -305,25 +327,51 @@ class LiteLLMTeacherRunner:
                 failure=reason,
                 retried=tuple(retried),
             )
+        truncated = finish_reason == "length"
+        most_out = config.max_tokens
+        if not truncated:
+            most_out = min(most_out, len((thoughts + text).encode()))
         rationale = ""
         if config.reasoning:
             rationale, text = split_reasoning(text)
             # Providers that keep a model's thoughts apart put them here.
-            rationale = rationale or str(getattr(message, "reasoning_content", None) or "").strip()
+            rationale = rationale or thoughts.strip()
+        problem, failure = problem_of(
+            text,
+            truncated=truncated,
+            max_tokens=config.max_tokens,
+            finish_reason=finish_reason,
+        )
         return self._counted(
             Answer(
                 completion=text,
                 rationale=rationale,
-                error="" if text else f"empty answer ({response.choices[0].finish_reason})",
-                failure="" if text else "empty",
+                error=problem,
+                failure=failure,
                 latency_s=latency_s,
                 retried=tuple(retried),
             ),
-            response.usage,
+            getattr(response, "usage", None),
+            most_in=most_in,
+            most_out=most_out,
         )
 
-    def _counted(self, answer: Answer, usage: Any) -> Answer:
-        tokens_in, tokens_out = int(usage.prompt_tokens), int(usage.completion_tokens)
+    def _counted(self, answer: Answer, usage: Any, *, most_in: int, most_out: int) -> Answer:
+        """Return the answer with its tokens and dollars, as the server counted them.
+
+        Of what it did not count, the most that it can have been: a budget holds all the same.
+        """
+        tokens_in = int(getattr(usage, "prompt_tokens", None) or 0)
+        tokens_out = int(getattr(usage, "completion_tokens", None) or 0)
+        if any(self._prices) and (not tokens_in or (most_out and not tokens_out)):
+            tokens_in, tokens_out = tokens_in or most_in, tokens_out or most_out
+            if not self._said_uncounted:
+                self._said_uncounted = True
+                log.warning(
+                    "%s: the server sends no usage; its tokens, and so the dollars, are taken to "
+                    "be as many as they can be (one a byte).",
+                    self._config.model,
+                )
         details = getattr(usage, "prompt_tokens_details", None)
         cached = min(tokens_in, int(getattr(details, "cached_tokens", None) or 0))
         return answer.with_usage(

@@ -20,26 +20,33 @@ class Budget:
         self.limit_usd = limit_usd
         self.spent_usd = spent_usd
         self.reserved_usd = 0.0
-        self.in_flight = 0
+        self._in_flight: dict[str, tuple[str, float]] = {}
+        """Worker and dollars set aside, by request."""
 
-    def reserve(self, most_usd: float) -> bool | None:
-        """Set aside the most that a request can cost.
+    def reserve(self, request: str, most_usd: float, *, worker: str) -> bool | None:
+        """Set aside the most that a worker's request can cost.
 
         True: it may be sent. False: never, the money is spent. None: ask again when those in
         flight are settled, for they may cost less than was set aside.
         """
         if self.spent_usd + self.reserved_usd + most_usd <= self.limit_usd:
             self.reserved_usd += most_usd
-            self.in_flight += 1
+            self._in_flight[request] = worker, most_usd
             return True
         # Not by the dollars set aside: sums of fractions leave a rest that never becomes zero.
-        return None if self.in_flight else False
+        return None if self._in_flight else False
 
-    def settle(self, most_usd: float, cost_usd: float) -> None:
-        """Give back what was set aside and book what it cost."""
-        self.in_flight -= 1
-        self.reserved_usd = max(0.0, self.reserved_usd - most_usd) if self.in_flight else 0.0
+    def settle(self, request: str, cost_usd: float) -> None:
+        """Give back what was set aside and book what it cost, once."""
+        if request not in self._in_flight:
+            return
+        _, most_usd = self._in_flight.pop(request)
+        self.reserved_usd = max(0.0, self.reserved_usd - most_usd) if self._in_flight else 0.0
         self.spent_usd += cost_usd
+
+    def held_by(self, worker: str) -> list[str]:
+        """Requests that a worker has not settled: its successor does, or others wait for ever."""
+        return [request for request, (holder, _) in self._in_flight.items() if holder == worker]
 
 
 class Blocks:

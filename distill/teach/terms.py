@@ -28,8 +28,8 @@ def check_terms(config: ModelTeacher) -> None:
     raise ConfigError(
         f"teacher.model {config.model!r}: as of {_table()['as_of']}, {terms['provider']} "
         f"{terms['note']}. Read the terms that hold for you; if you may train on the answers, set "
-        "teacher.accept_teacher_terms = true (the adapter's manifest records it), or choose a "
-        "teacher with open weights."
+        "accept_teacher_terms = true beside this model's name (the adapter's manifest records it), "
+        "or choose a teacher with open weights."
     )
 
 

@@ -16,7 +16,7 @@ from cluster.models import model_location
 from distill.batches import Progress, drain, failed_block
 from distill.evaluate.engine import engine_environment
 from distill.tasks.task import Task
-from distill.teach.answer import Answer, journal_row
+from distill.teach.answer import Answer, journal_row, problem_of
 from distill.teach.config import Price, VLLMTeacher
 from distill.teach.identity import teacher_name
 from distill.teach.journal import Journal
@@ -124,13 +124,16 @@ class _JournalWriter:
         if self._config.reasoning:
             rationale, text = split_reasoning(text)
         tokens_in, tokens_out = int(found["prompt_tokens"]), int(found["completion_tokens"])
+        # A batch has no finish reason.
+        truncated = tokens_out >= self._config.max_tokens
+        error, failure = problem_of(text, truncated=truncated, max_tokens=self._config.max_tokens)
         # Without a price: the cluster's own hours are not billed by the token.
         price = (self._config.price or FREE).as_token_price("[teacher.price]")
         return Answer(
             completion=text,
             rationale=rationale,
-            error="" if text else "empty answer",
-            failure="" if text else "empty",
+            error=error,
+            failure=failure,
             prompt_tokens=tokens_in,
             completion_tokens=tokens_out,
             latency_s=float(found["latency_s"]),

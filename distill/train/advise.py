@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from cluster.config import StrictModel, read_toml, validate
 from distill.tasks.complexity import Complexity
 from distill.train.config import StudentConfig, TrainConfig
@@ -151,7 +153,7 @@ class _Alpha(StrictModel):
 
 
 class _Rate(StrictModel):
-    below_billions: float
+    below_billions: float = Field(allow_inf_nan=True)
     rate: float
     reason: str
     source: str
@@ -164,7 +166,7 @@ class _Dpo(StrictModel):
 
 
 class _Epochs(StrictModel):
-    below_records: float
+    below_records: float = Field(allow_inf_nan=True)
     epochs: int
     reason: str
     source: str

@@ -184,7 +184,7 @@ class TrainConfig(StrictModel):
     """Records per optimiser step over all workers."""
     micro_batch_size: int = Field(default=8, ge=1)
     """Records per worker and forward pass; the rest is gradient accumulation."""
-    learning_rate: float = Field(default=4e-4, gt=0)
+    learning_rate: float = Field(default=4e-4, gt=0, le=1)
     """Peak rate."""
     learning_rates: dict[str, float] = Field(default_factory=dict)
     """Rates of parameters by a part of their name, as factors of `learning_rate`: `{"lora_B" = 16}`

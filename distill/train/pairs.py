@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from cluster.errors import DataError
@@ -75,17 +75,31 @@ def pairs_from_file(uri: str) -> list[Row]:
     return rows
 
 
-def split_pairs(pairs: Sequence[Row], *, num_validation: int) -> tuple[list[Row], list[Row]]:
-    """Cut pairs into (training, validation): every so many-th is held out."""
-    held_out = min(num_validation, len(pairs) // 5)
+def split_pairs(
+    pairs: Sequence[Row], *, num_validation: int, tested: Collection[str] = ()
+) -> tuple[list[Row], list[Row]]:
+    """Cut pairs into (training, validation): every so many-th prompt is held out, with its pairs.
+
+    Pairs about a prompt in `tested`, by its `asked`, are in neither.
+    """
+    by_prompt: dict[str, list[Row]] = defaultdict(list)
+    for pair in pairs:
+        by_prompt[asked(pair["messages"])].append(pair)
+    prompts = [rows for prompt, rows in by_prompt.items() if prompt not in tested]
+    held_out = min(num_validation, len(prompts) // 5)
     if not held_out:
-        return list(pairs), []
-    every = len(pairs) // held_out
+        return [pair for rows in prompts for pair in rows], []
+    every = len(prompts) // held_out
     chosen = set(range(every - 1, every * held_out, every))
     return (
-        [pair for i, pair in enumerate(pairs) if i not in chosen],
-        [pair for i, pair in enumerate(pairs) if i in chosen],
+        [pair for i, rows in enumerate(prompts) if i not in chosen for pair in rows],
+        [pair for i, rows in enumerate(prompts) if i in chosen for pair in rows],
     )
+
+
+def asked(messages: Sequence[Row]) -> str:
+    """Digest of a prompt without its system message, which a file of pairs rarely repeats."""
+    return example_id([message for message in messages if message["role"] != "system"])
 
 
 def _row(row: Row, where: str) -> Row:

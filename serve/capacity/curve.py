@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cluster.config import StrictModel, validate
+from cluster.errors import ConfigError
 from cluster.storage import Store
 
 
@@ -125,7 +126,13 @@ class ServiceCurve(StrictModel):
 def read_curve(uri: str | Path) -> ServiceCurve:
     """Read a curve's JSON; ConfigError lists what is wrong with it, DataError what is no JSON."""
     folder, _, name = str(uri).rpartition("/")
-    return validate(ServiceCurve, Store(folder or ".").read_json(name), source=str(uri))
+    store = Store(folder or ".")
+    if not store.is_file(name):
+        raise ConfigError(
+            f"{uri}: no such file; give the JSON that `distillery capacity --measure URL --model "
+            "NAME` wrote."
+        )
+    return validate(ServiceCurve, store.read_json(name), source=str(uri))
 
 
 def round_up(value: float) -> int:

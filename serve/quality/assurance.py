@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -46,6 +47,17 @@ class Teacher(Protocol):
         """Answer; a failure is an `error`, not an exception."""
 
 
+class CountTeacher(Protocol):
+    """Told what a teacher was paid for a request."""
+
+    def __call__(self, *, tokens: int, usd: float) -> None:
+        """Count it."""
+
+
+def _nobody(*, tokens: int, usd: float) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """An answer, and the replica's result that it came in."""
@@ -72,8 +84,6 @@ class Assured:
     """Whether what is served passes."""
     teacher: TeacherAnswer | None = None
     """The teacher's answer, where it is served."""
-    usd: float = 0.0
-    """What the teacher was paid, whether its answer passed or not."""
     refused_text: str | None = None
     """The student's answer that was replaced."""
     steps: tuple[tuple[str, str], ...] = ()
@@ -114,12 +124,15 @@ class Assurance:
         *,
         variables: dict[str, Any] | None,
         seconds_left: float,
+        on_teacher: CountTeacher = _nobody,
     ) -> tuple[TeacherAnswer | None, str]:
         """Ask the teacher first, within the same rate and budget; its answer and the outcome.
 
         Only an outcome `passed` may be served; whatever the answer cost is counted.
         """
-        answer, outcome = await self._ask_teacher(messages, variables, seconds_left=seconds_left)
+        answer, outcome = await self._ask_teacher(
+            messages, variables, seconds_left=seconds_left, on_teacher=on_teacher
+        )
         if outcome == "passed":
             # Of a student's answer it is `check` that says so.
             self._rate.answered()
@@ -133,25 +146,30 @@ class Assurance:
         ask: Ask,
         route: str = "chat",
         seconds_left: Callable[[], float] = lambda: 120.0,
+        on_teacher: CountTeacher = _nobody,
+        request_id: str = "",
     ) -> Assured:
         """Check `first` and take the configured steps until an answer passes.
 
         `messages` are the request's; `ask` reaches the same student again; `seconds_left` says
-        how long the client waits yet.
+        how long the client waits yet; `on_teacher` is told what the teacher was paid, whether its
+        answer passed, or anybody waited for it, or not. The log has `request_id`.
         """
         refused = await self.check(first.given)
         if refused is None:
             return Assured(first)
-        log.info("an answer was refused (%s): %s", refused.reason, refused.detail)
+        # The detail quotes the answer, and only the request log masks personal data.
+        log.info("the answer to %s was refused: %s", request_id, refused.reason)
         taken: list[tuple[str, str]] = []
-        usd = 0.0
         for step in self.config.on_failure:
             if step == "teacher":
                 answer, outcome = await self._ask_teacher(
-                    messages, first.given.variables, seconds_left=seconds_left()
+                    messages,
+                    first.given.variables,
+                    seconds_left=seconds_left(),
+                    on_teacher=on_teacher,
                 )
                 attempt = first
-                usd += answer.usd if answer else 0.0
             else:
                 answer = None
                 attempt, outcome = await self._ask_student(
@@ -164,11 +182,10 @@ class Assurance:
                     answered_by=step,
                     reason=refused.reason,
                     teacher=answer,
-                    usd=usd,
                     refused_text=first.given.text,
                     steps=tuple(taken),
                 )
-        return Assured(first, reason=refused.reason, passed=False, usd=usd, steps=tuple(taken))
+        return Assured(first, reason=refused.reason, passed=False, steps=tuple(taken))
 
     async def _ask_student(
         self,
@@ -204,6 +221,7 @@ class Assurance:
         variables: dict[str, Any] | None,
         *,
         seconds_left: float,
+        on_teacher: CountTeacher,
     ) -> tuple[TeacherAnswer | None, str]:
         if self._teacher is None:
             return None, UNAVAILABLE
@@ -223,6 +241,7 @@ class Assurance:
         finally:
             tokens = answer.prompt_tokens + answer.completion_tokens
             self.budget.settle(most_usd, Spent(requests=1, tokens=tokens, usd=answer.usd))
+            on_teacher(tokens=tokens, usd=answer.usd)
         if answer.error:
             log.warning("the teacher did not answer: %s", answer.error)
             return answer, UNAVAILABLE
@@ -234,8 +253,13 @@ class Assurance:
     async def _refusal(self, given: Given) -> Refusal | None:
         try:
             return await asyncio.to_thread(refusal, given, self.config, self._task_check)
-        except Exception:
-            log.exception("the task's check failed; the answer is taken as it is")
+        except Exception as error:
+            # Where, and not the exception's own words: they may quote the answer.
+            log.error(
+                "the task's check failed (%s); the answer is taken as it is\n%s",
+                type(error).__name__,
+                "".join(traceback.format_tb(error.__traceback__)),
+            )
             return None
 
 

@@ -16,7 +16,7 @@ class Refusal:
     reason: str
     """A metric's label: `truncated`, `length`, `form`, `verifier` or `confidence`."""
     detail: str
-    """What is wrong, for the log and for the repair's prompt."""
+    """What is wrong, for the repair's prompt; it may quote the answer."""
 
 
 TaskCheck = Callable[[str, dict[str, Any] | None], Refusal | None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from cluster.storage import Store
 from serve.errors import refused_answer
@@ -25,6 +25,7 @@ from serve.quality.assurance import (
     Assurance,
     Assured,
     Attempt,
+    CountTeacher,
     Teacher,
     TeacherAnswer,
 )
@@ -59,13 +60,6 @@ class ReplicaAnswer:
 
 
 AskReplica = Callable[[dict[str, Any]], Awaitable[ReplicaAnswer]]
-
-
-class CountTeacher(Protocol):
-    """Told what a teacher was paid for a request."""
-
-    def __call__(self, *, tokens: int, usd: float) -> None:
-        """Count it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +151,7 @@ class QualityGate:
         payload: dict[str, Any],
         first: ReplicaAnswer,
         *,
+        request_id: str,
         ask: AskReplica,
         seconds_left: Callable[[], float],
         on_teacher: CountTeacher,
@@ -182,12 +177,10 @@ class QualityGate:
             ask=again,
             route=route,
             seconds_left=seconds_left,
+            on_teacher=self._paid(labels["adapter"], on_teacher),
+            request_id=request_id,
         )
         self._count(labels, assured)
-        if assured.usd or assured.teacher is not None:
-            taught = assured.teacher
-            tokens = taught.prompt_tokens + taught.completion_tokens if taught is not None else 0
-            on_teacher(tokens=tokens, usd=assured.usd)
         if not assured.passed and assurance.config.otherwise == "refuse":
             raise refused_answer(assured.reason)
         return self._served(labels["adapter"], route, assured)
@@ -214,12 +207,11 @@ class QualityGate:
         if assurance is None:
             return None, UNAVAILABLE
         answer, outcome = await assurance.teach(
-            prompt_messages(payload), variables=variables_of(payload), seconds_left=seconds_left
+            prompt_messages(payload),
+            variables=variables_of(payload),
+            seconds_left=seconds_left,
+            on_teacher=self._paid(adapter, on_teacher),
         )
-        if answer is not None:
-            assert self._metrics is not None
-            self._metrics.spent(adapter, answer.usd)
-            on_teacher(tokens=answer.prompt_tokens + answer.completion_tokens, usd=answer.usd)
         if answer is None or outcome != "passed":
             return None, outcome
         name = self._teachers[adapter].name
@@ -246,6 +238,17 @@ class QualityGate:
         assert self._metrics is not None
         self._metrics.checked(labels, outcome)
         return Checked(b"", usage, quality=outcome)
+
+    def _paid(self, adapter: str, on_teacher: CountTeacher) -> CountTeacher:
+        """Have the metrics told what the caller is told."""
+        metrics = self._metrics
+        assert metrics is not None
+
+        def count(*, tokens: int, usd: float) -> None:
+            metrics.spent(adapter, usd)
+            on_teacher(tokens=tokens, usd=usd)
+
+        return count
 
     def _served(self, adapter: str, route: str, assured: Assured) -> Checked:
         answer: ReplicaAnswer = assured.attempt.result
@@ -279,7 +282,6 @@ class QualityGate:
                 reason=assured.reason,
                 answered_by=assured.answered_by if assured.passed else "nobody",
             )
-        self._metrics.spent(adapter, assured.usd)
         teacher = self._teachers.get(adapter)
         if teacher is not None and assured.teacher is None:
             usage: Usage = assured.attempt.result.usage

@@ -46,6 +46,41 @@ def test_every_problem_is_named_at_once_with_the_nearest_field(tmp_path):
     assert "trian: unknown field; did you mean 'train'?" in message
 
 
+def test_a_truth_or_infinity_is_no_number_and_a_rate_of_50_no_rate(tmp_path):
+    path = write(tmp_path, GOOD + "[train]\nepochs = true\nlearning_rate = inf\n")
+    with pytest.raises(ConfigError) as caught:
+        load_run_config([path], overrides=["--gates.min_transfer_ratio", "80"])
+    message = str(caught.value)
+    assert "train.epochs: 'true' cannot be used" in message
+    assert "train.learning_rate: inf cannot be used" in message
+    assert "gates.min_transfer_ratio: 80 cannot be used" in message
+
+
+def test_a_teacher_of_no_or_of_an_unknown_kind_is_told_the_kinds(tmp_path):
+    allowed = r"allowed: 'litellm', 'program', 'replay', 'several', 'vllm'"
+    with pytest.raises(ConfigError, match=rf"teacher\.kind: 'openai' cannot be used; {allowed}"):
+        load_run_config([write(tmp_path, GOOD + '[teacher]\nkind = "openai"\n')])
+    with pytest.raises(ConfigError, match=rf"teacher\.kind: is required; {allowed}"):
+        load_run_config([write(tmp_path, GOOD + '[teacher]\nmodel = "m"\n')])
+
+
+def test_a_folder_is_told_which_file_in_it_is_meant(tmp_path):
+    path = write(tmp_path, GOOD)
+    with pytest.raises(ConfigError, match=f"is a folder; give the configuration in it: {path}"):
+        load_run_config([tmp_path])
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_line(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(GOOD, encoding="utf-8-sig")
+    assert load_run_config([path]).student.model == "some-model"
+
+
+def test_a_flag_below_a_value_is_a_sentence():
+    with pytest.raises(ConfigError, match=r"train\.epochs was given a value before"):
+        parse_overrides(["--train.epochs", "2", "--train.epochs.x", "3"])
+
+
 def test_an_unknown_field_of_a_teacher_is_compared_with_that_kind_of_teacher(tmp_path):
     path = write(tmp_path, GOOD + '[teacher]\nkind = "litellm"\nmodel = "x"\ntemprature = 0.2\n')
     with pytest.raises(ConfigError, match="did you mean 'temperature'"):

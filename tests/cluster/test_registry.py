@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from s3_server import s3_server
 
 from cluster.errors import RegistryError
 from cluster.models import model_digest
@@ -73,6 +74,74 @@ def test_a_version_without_its_manifest_does_not_exist(registry, tmp_path):
     assert registry.versions("reconcile") == [1]
     assert registry.publish(adapter(tmp_path, "two"), manifest()).version == 2
     assert registry.fetch("reconcile", 2, tmp_path / "cache").is_dir()
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A small S3 and the URI of a registry in it; its query says where it listens."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with s3_server() as server:
+        yield server, f"s3://bucket/registry?{server.query}"
+
+
+@pytest.mark.slow
+def test_an_object_store_holds_a_registry(s3, tmp_path):
+    server, uri = s3
+    registry = Registry(uri)
+    registry.publish(adapter(tmp_path, "one"), manifest())
+    assert registry.publish(adapter(tmp_path, "two"), manifest()).version == 2
+    assert registry.publish(adapter(tmp_path, "one"), manifest()).version == 1
+    registry.promote("reconcile", 2)
+    assert registry.resolve("reconcile") == ("reconcile", 2)
+    assert registry.names() == ["reconcile"]
+    folder = registry.fetch("reconcile", 2, tmp_path / "cache")
+    assert (folder / "adapter_model.safetensors").read_bytes() == b"two"
+    # S3 has empty objects that stand for folders.
+    files = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
+    assert sorted(key for key in server.objects if not key.endswith("/")) == [
+        "bucket/registry/reconcile/aliases.json",
+        *(f"bucket/registry/reconcile/v{n}/{file}" for n in (1, 2) for file in files),
+    ]
+
+
+@pytest.mark.slow
+def test_on_an_object_store_the_manifest_is_written_last(s3, tmp_path):
+    server, uri = s3
+    registry = Registry(uri)
+    registry.publish(adapter(tmp_path, "one"), manifest())
+    assert list(server.objects)[-1] == "bucket/registry/reconcile/v1/manifest.json"
+    server.refused.append("v2/manifest.json")
+    with pytest.raises(OSError, match="ACCESS_DENIED"):
+        registry.publish(adapter(tmp_path, "two"), manifest())
+    assert registry.versions("reconcile") == [1]
+    assert not [key for key in server.objects if "/v2/" in key and not key.endswith("/")]
+    server.refused.clear()
+    assert registry.publish(adapter(tmp_path, "two"), manifest()).version == 2
+
+
+@pytest.mark.slow
+def test_many_who_need_a_version_at_once_all_get_it(s3, tmp_path):
+    server, uri = s3
+    Registry(uri).publish(adapter(tmp_path, "one"), manifest())
+    server.delay_s = 0.02  # nobody is done before the last has begun
+    with ThreadPoolExecutor(8) as pool:
+        folders = set(
+            pool.map(lambda _: Registry(uri).fetch("reconcile", 1, tmp_path / "cache"), range(8))
+        )
+    (folder,) = folders
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.slow
+def test_a_folder_below_a_uri_keeps_its_query(s3):
+    _, uri = s3
+    below = Store(uri) / "usage" / "2026-11-22"
+    assert below.uri == uri.replace("registry?", "registry/usage/2026-11-22?")
+    below.write_json("a.json", {"here": True})
+    assert Store(uri).read_json("usage/2026-11-22/a.json") == {"here": True}
+    assert (Store("/data/what?") / "x").path() == "/data/what?/x"
 
 
 @pytest.mark.parametrize("name", ["../etc", "a/b", "", "A", ".hidden", "x\x00y", "name@v1@v2"])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cluster.errors import DataError
-from distill.teach.bill import bill
+from distill.teach.bill import bill, paid_for
 from distill.teach.journal import Journal, read_journal
 from distill.teach.shared import Budget
 
@@ -40,12 +40,13 @@ def test_a_broken_line_and_another_version_are_named(tmp_path):
 
 def test_a_budget_is_never_passed_and_waits_for_what_is_in_flight():
     budget = Budget(1.00, spent_usd=0.50)
-    assert budget.reserve(0.30) is True
-    assert budget.reserve(0.30) is None  # the first may cost less than was set aside
-    budget.settle(0.30, 0.10)
-    assert budget.reserve(0.30) is True
-    budget.settle(0.30, 0.30)
-    assert budget.reserve(0.30) is False
+    assert budget.reserve("a", 0.30, worker="w") is True
+    # The first may cost less than was set aside.
+    assert budget.reserve("b", 0.30, worker="w") is None
+    budget.settle("a", 0.10)
+    assert budget.reserve("b", 0.30, worker="w") is True
+    budget.settle("b", 0.30)
+    assert budget.reserve("c", 0.30, worker="w") is False
     assert budget.spent_usd == pytest.approx(0.90)
 
 
@@ -76,9 +77,30 @@ def test_the_bill_tells_reasons_apart_and_what_others_paid():
 def test_a_budget_that_is_spent_says_no_however_the_fractions_add_up():
     budget = Budget(0.65, spent_usd=0.0)
     for usd in (0.1, 0.2, 0.3):
-        assert budget.reserve(usd)
-    assert budget.reserve(0.1) is None
+        assert budget.reserve(str(usd), usd, worker="w")
+    assert budget.reserve("more", 0.1, worker="w") is None
     # 0.1 + 0.2 + 0.3 - 0.1 - 0.2 - 0.3 is not 0 in binary fractions.
     for usd in (0.1, 0.2, 0.3):
-        budget.settle(usd, usd)
-    assert budget.reserve(0.1) is False
+        budget.settle(str(usd), usd)
+    assert budget.reserve("more", 0.1, worker="w") is False
+
+
+def test_what_a_lost_worker_had_set_aside_comes_back_and_what_it_paid_is_booked(tmp_path):
+    budget = Budget(1.00, spent_usd=0.0)
+    for request in ("answered", "in flight"):
+        assert budget.reserve(request, 0.40, worker="lost")
+    assert budget.reserve("other", 0.20, worker="alive")
+    assert budget.reserve("next", 0.40, worker="alive") is None
+    with Journal(tmp_path) as journal:
+        journal.add(line("answered", cost_usd=0.10))
+        journal.add(line("in flight", payer="another", cost_usd=0.30))
+    # Its successor settles for it, before it asks for anything.
+    paid = paid_for(read_journal(tmp_path), requests=budget.held_by("lost"), payer="run")
+    assert paid == {"answered": 0.10, "in flight": 0.0}
+    for request, usd in paid.items():
+        budget.settle(request, usd)
+    assert budget.held_by("lost") == []
+    assert budget.spent_usd == pytest.approx(0.10)
+    assert budget.reserve("next", 0.40, worker="alive") is True
+    budget.settle("answered", 0.10)  # heard of late: it is booked already
+    assert budget.spent_usd == pytest.approx(0.10)

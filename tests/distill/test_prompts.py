@@ -73,6 +73,15 @@ def test_the_check_finds_a_combination_that_stands_on_the_other_side_of_a_pair()
     assert contamination(index, np.array([train, train]))["clean"] is True
 
 
+def test_a_number_and_its_text_are_the_same_customer():
+    rows = [
+        {"example_id": f"{n:016x}", "split": "", "stratum": "", "variables": json.dumps(variables)}
+        for n, variables in enumerate(({"customer": 123}, {"customer": " 123"}), start=1)
+    ]
+    splits = np.array([SPLITS.index("train"), SPLITS.index("test")])
+    assert not contamination(Index.of(rows, [["customer"]]), splits)["clean"]
+
+
 @pytest.fixture
 def starter(tmp_path):
     from jobs.init import init_task
@@ -119,6 +128,12 @@ def test_broken_lines_are_all_named_with_number_and_text(tmp_path):
     assert "line 5: " in message
     assert "--skip-bad" in message
     assert read_jsonl(path, skip_bad=True) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_record(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8-sig")
+    assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
 
 
 def test_an_id_that_stands_twice_is_refused(starter):

@@ -52,6 +52,13 @@ def test_a_prompt_is_rendered_and_an_answer_scored(folder):
     assert "not JSON" in invalid.reason
 
 
+def test_an_answer_that_agrees_counts_as_the_class_it_agrees_with(folder):
+    replace(folder, 'colour = "exact"', 'colour = "casefold"')
+    scored = load_task(folder).score('{"colour": "green"}', {"colour": "Green"})
+    assert scored.correct
+    assert scored.label == scored.expected == "Green"
+
+
 def test_a_code_fence_is_read_but_prose_around_it_is_not(folder):
     task = load_task(folder)
     assert task.parse('```json\n{"colour": "red"}\n```').answer == {"colour": "red"}

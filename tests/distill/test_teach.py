@@ -4,15 +4,24 @@ import json
 import time
 
 import pytest
-from openai_server import openai_server
+from openai_server import completion, openai_server
 
 from cluster.errors import ConfigError, DataError, PrerequisiteError
 from cluster.storage import Store
 from distill.prompts.split import build_rows
 from distill.tasks.task import load_task
-from distill.teach.ask import ask, request_keys
-from distill.teach.config import LiteLLMTeacher, Price, ProgramTeacher, ReplayTeacher
+from distill.teach.answer import Answer, journal_row
+from distill.teach.ask import ask, cache_folder, request_keys
+from distill.teach.bill import bill
+from distill.teach.config import (
+    LiteLLMTeacher,
+    Price,
+    ProgramTeacher,
+    ReplayTeacher,
+    VLLMTeacher,
+)
 from distill.teach.identity import request_key
+from distill.teach.journal import Journal, read_journal
 from distill.teach.stage import check_teacher
 from distill.teach.teacher import build_teacher
 from distill.teach.terms import terms_of
@@ -108,6 +117,20 @@ def test_a_missing_key_or_price_stops_before_any_request(monkeypatch):
         check_teacher(unknown, task)
 
 
+def test_a_model_costs_in_a_budget_what_it_costs_in_the_tables():
+    from distill.teach.litellm import token_prices
+
+    claude = LiteLLMTeacher(model="anthropic/claude-sonnet-4-20250514")
+    # LiteLLM has no entry for it, and answers with one of zero dollars.
+    assert token_prices(claude) == pytest.approx((3e-6, 3e-6, 15e-6))
+    nano = LiteLLMTeacher(model="openai/gpt-4.1-nano")
+    assert token_prices(nano) == pytest.approx((0.1e-6, 0.025e-6, 0.4e-6))
+    with pytest.raises(ConfigError, match="price table does not know it"):
+        token_prices(LiteLLMTeacher(model="ollama/llama3"))
+    own = Price(input_usd_per_mtok=0, output_usd_per_mtok=0)
+    assert token_prices(LiteLLMTeacher(model="ollama/llama3", price=own)) == (0, 0, 0)
+
+
 def test_a_budget_that_pays_for_no_request_is_refused_before_one_is_sent(tmp_path):
     task, rows = load_task("reconcile"), reconcile_rows(2)
     with openai_server(lambda body, number: (200, "{}")) as server:
@@ -119,12 +142,121 @@ def test_a_budget_that_pays_for_no_request_is_refused_before_one_is_sent(tmp_pat
         assert server.requests == []
 
 
+def test_a_server_that_counts_nothing_is_counted_here_up_to_what_was_set_aside(caplog):
+    [row] = reconcile_rows(1)
+
+    def respond(body, number):
+        silent = completion(body, f"no {number}")
+        usage = [None, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}]
+        silent["usage"] = usage[number % 2]
+        return 200, silent
+
+    with openai_server(respond) as server:
+        task = load_task("reconcile")
+        teacher = build_teacher(model_teacher(server.url, max_tokens=50), task)
+        [answer] = teacher.answer([row])
+        most_usd = teacher.most_usd(row)
+        teacher.answer([row])
+        own = model_teacher(server.url).model_copy(
+            update={"price": Price(input_usd_per_mtok=0, output_usd_per_mtok=0)}
+        )
+        [free] = build_teacher(own, task).answer([row])
+    assert answer.requests == 2
+    assert answer.prompt_tokens > 2 * sum(len(m["content"]) for m in row["messages"])
+    assert answer.completion_tokens == len("no 1" + "no 2")
+    assert 0 < answer.cost_usd <= most_usd
+    assert answer.cost_usd == pytest.approx(
+        (2.0 * answer.prompt_tokens + 10.0 * answer.completion_tokens) / 1e6
+    )
+    assert (free.prompt_tokens, free.cost_usd) == (0, 0)
+    [said] = [record.message for record in caplog.records if "usage" in record.message]
+    assert "openai/local" in said
+
+
+@pytest.mark.parametrize("structured", ["off", "json_schema"])
+def test_what_is_set_aside_holds_where_every_byte_is_a_token(structured):
+    task, [row] = load_task("reconcile"), reconcile_rows(1)
+    wrong = json.dumps({"classification": "ä" * 3000}, ensure_ascii=False)
+    longest = len(wrong.encode())
+
+    def respond(body, number):
+        sent = [m["content"] for m in body["messages"]]
+        schema = body.get("response_format")
+        tokens = sum(len(text.encode()) for text in sent) + len(json.dumps(schema or ""))
+        dear = completion(body, wrong)
+        dear["usage"] = {"prompt_tokens": tokens, "completion_tokens": 9, "total_tokens": tokens}
+        return 200, dear
+
+    with openai_server(respond) as server:
+        config = model_teacher(server.url, max_tokens=longest, structured=structured)
+        teacher = build_teacher(config, task)
+        [answer] = teacher.answer([row])
+        assert len(server.requests) == 2
+    # The repair sends the answer back, and its complaint quotes a part of it.
+    assert answer.cost_usd <= teacher.most_usd(row) - 2 * (longest - 9) * 10e-6
+
+
 def test_only_what_changes_an_answer_changes_its_key():
     row = reconcile_rows(1)[0]
     base = LiteLLMTeacher(model="m")
     assert request_key(row, base) == request_key(row, base.model_copy(update={"concurrency": 1}))
     assert request_key(row, base) != request_key(row, base.model_copy(update={"temperature": 1.0}))
     assert request_key(row, base) != request_key({**row, "messages": []}, base)
+
+
+def test_an_answer_that_was_cut_off_is_paid_for_and_no_answer():
+    def respond(body, number):
+        cut = completion(body, "one two three")
+        cut["choices"][0]["finish_reason"] = "length"
+        return 200, cut
+
+    with openai_server(respond) as server:
+        teacher = build_teacher(model_teacher(server.url, max_tokens=3), load_task("reconcile"))
+        [answer] = teacher.answer(reconcile_rows(1))
+        assert len(server.requests) == 1
+    assert answer.failure == "truncated"
+    assert answer.error == "cut off at teacher.max_tokens 3; raise it"
+    assert (answer.completion_tokens, answer.cost_usd > 0) == (3, True)
+
+
+def test_what_was_cut_off_is_not_asked_again_with_the_same_limit(tmp_path):
+    task, rows, store = load_task("reconcile"), reconcile_rows(2), Store(tmp_path / "runs/a")
+    # Nobody listens there: what is asked fails.
+    teacher = model_teacher("http://127.0.0.1:9/v1", max_tokens=3)
+    keys = request_keys(rows, teacher, task)
+    asked = [{**row, "sample": 0, "request_key": k} for row, k in zip(rows, keys, strict=True)]
+    with Journal(cache_folder(teacher, store=store)) as journal:
+        for row in asked:
+            cut = Answer(completion="one", error="cut off", failure="truncated", cost_usd=0.01)
+            journal.add(journal_row(row, cut, teacher="t", payer="a"))
+    known = ask(asked, teacher, task, store=store)
+    assert (known.answered, set(known.failed)) == ({}, set(keys))
+    entry = bill(known.of_interest, keys=set(keys), payer="a")["models"]["t"]
+    assert (entry["answered"], entry["failed"], entry["usd"]) == (0, {"truncated": 2}, 0.02)
+    assert request_keys(rows, teacher.model_copy(update={"max_tokens": 4}), task) != keys
+
+
+def test_a_batch_on_the_cluster_knows_an_answer_that_was_cut_off_by_its_tokens(tmp_path):
+    from distill.teach.vllm_batch import _JournalWriter
+
+    rows = [{"request_key": str(i), "example_id": str(i)} for i in range(2)]
+    writer = _JournalWriter(VLLMTeacher(model="m", max_tokens=8), "t", str(tmp_path), "run")
+    done = writer(
+        {
+            "row": [json.dumps(row) for row in rows],
+            "text": ["whole", "half of"],
+            "error": ["", ""],
+            "prompt_tokens": [5, 5],
+            "completion_tokens": [7, 8],
+            "latency_s": [0.1, 0.1],
+        }
+    )
+    assert done["error"] == [b""]
+    whole, cut = read_journal(tmp_path)
+    assert (whole["error"], whole["completion"]) == ("", "whole")
+    assert (cut["error"], cut["failure"]) == (
+        "cut off at teacher.max_tokens 8; raise it", "truncated",
+    )  # fmt: skip
 
 
 def test_garbage_instead_of_a_completion_is_asked_again():

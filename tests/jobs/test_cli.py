@@ -147,8 +147,27 @@ def test_stages_say_which_stage_comes_first(flags):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["capacity", "--curve", "nope.json", "--rate", "2"], "nope.json: no such file"),
+        (["capacity", "--curve", "nope.json", "--rate", "2", "--plot", "p.txt"], "end in .png"),
+        (["init", "FILE"], "is a file; choose another name"),
+        (["adapters", "list", "--registry", "s3x://somewhere"], "no place that can be opened"),
+        (["adapters", "list", "--registry", "FILE"], "FILE"),
+        (["adapters", "list", "reconcil"], "reconcil is not in registry; known: "),
+        (["keys", "create", "x", "--keys", "FILE"], "FILE"),
+    ],
+)
+def test_a_wrong_place_is_one_sentence(arguments, said, tmp_path):
+    file = tmp_path / "file.txt"
+    file.write_text("not what you think")
+    given = [str(file) if argument == "FILE" else argument for argument in arguments]
+    assert said.replace("FILE", str(file)) in distillery(*given, code=2)
+
+
 def test_promoting_what_is_not_there_lists_what_is(tmp_path):
     registry = ["--registry", str(tmp_path)]
-    output = distillery("adapters", "promote", "reconcile@v3", *registry, code=1)
+    output = distillery("adapters", "promote", "reconcile@v3", *registry, code=2)
     assert "reconcile@v3 is not in" in output
     assert "known: none" in output

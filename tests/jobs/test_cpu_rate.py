@@ -13,7 +13,7 @@ from distill.train.plan.hardware import Hardware
 from distill.train.plan.plan import make_plan
 from distill.train.plan.setting import Setting
 from distill.train.plan.workload import known_lengths
-from jobs.cpu_rate import measure, with_time
+from jobs.cpu_rate import measure, num_blocks, with_time
 
 CPU = Hardware(
     name="cpu", title="a machine", kind="cpu", memory_gib=16, tflops=0.1, achieved=1.0,
@@ -34,6 +34,15 @@ def test_the_plan_takes_exactly_the_time_that_was_measured() -> None:
         plain.student, plain.train, plain.architecture, plain.workload, with_time(plain, 4.0)
     )
     assert make_plan(told).speed.tokens_per_s == pytest.approx(8 * 100 / 4.0)
+
+
+def test_a_small_model_is_timed_whole_and_a_large_one_by_two_blocks() -> None:
+    small, large = (
+        read_architecture(name)
+        for name in ("HuggingFaceTB/SmolLM2-135M-Instruct", "meta-llama/Llama-3.1-8B-Instruct")
+    )
+    assert num_blocks(small) == small.num_layers == 30
+    assert num_blocks(large) == 2
 
 
 @pytest.mark.model

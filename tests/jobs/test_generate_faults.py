@@ -62,10 +62,10 @@ def kill_session(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def under_way(tmp_path: Path, server: OpenAIServer) -> subprocess.Popen:
+def under_way(tmp_path: Path, server: OpenAIServer, *flags: str) -> subprocess.Popen:
     """Start a run in a session of its own; returns when it has asked 30 of its 72 prompts."""
     process = subprocess.Popen(
-        command(tmp_path, server.url), cwd=ROOT, start_new_session=True,
+        command(tmp_path, server.url, *flags), cwd=ROOT, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -111,7 +111,8 @@ def test_a_killed_worker_is_replaced_and_what_it_had_answered_is_not_asked_again
         return 200, json.dumps({"prompt": body["messages"][-1]["content"]})
 
     with openai_server(respond) as server:
-        process = under_way(tmp_path, server)
+        # Pays for all, but not beside what the lost worker had set aside.
+        process = under_way(tmp_path, server, "--teacher.budget_usd", "0.03")
         [worker, *_] = workers(process)
         os.kill(worker, signal.SIGKILL)
         time.sleep(0.5)  # what it had sent has arrived; its successor takes seconds to start

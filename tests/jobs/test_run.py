@@ -1,10 +1,12 @@
 """A stage is done once for a configuration, and again only when asked to."""
 
 import pyarrow as pa
+import pytest
 
+from cluster.errors import GateError
 from jobs.config import load_run_config
 from jobs.display import Display
-from jobs.run import Run, StageResult
+from jobs.run import STAGES, Run, StageResult
 from jobs.train import rows_for
 
 
@@ -26,6 +28,37 @@ def test_a_finished_stage_is_skipped_until_its_configuration_changes(tmp_path):
     open_run(tmp_path, "--evaluate.max_tokens", "17").perform("evaluate", work)
     assert len(done) == 2
     assert done[0] == done[1]
+
+
+def test_what_stands_on_a_stage_done_again_is_no_longer_done(tmp_path):
+    def work(run, progress):
+        return StageResult(rows_in=1, rows_out=1)
+
+    def fails(run, progress):
+        raise GateError("the student is worse than its base")
+
+    run = open_run(tmp_path)
+    for stage in ("train", "evaluate", "gate", "publish"):
+        run.perform(stage, work)
+    run.perform("train", work, again=True)
+    assert [s for s in STAGES if open_run(tmp_path).finished(s)] == ["train"]
+
+    run.perform("evaluate", work)
+    run.perform("gate", work)
+    with pytest.raises(GateError):
+        run.perform("gate", fails, again=True)
+    assert open_run(tmp_path).finished("gate") is None
+
+
+def test_another_content_of_a_file_that_the_configuration_names_is_another_run(tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    flags = ["--train.method", "dpo", "--train.dpo.pairs", str(pairs)]
+    pairs.write_text('{"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}\n')
+    first = open_run(tmp_path, *flags)
+    assert open_run(tmp_path, *flags).folder == first.folder
+    pairs.write_text('{"prompt": "1 + 1?", "chosen": "2", "rejected": "11"}\n')
+    assert open_run(tmp_path, *flags).folder != first.folder
+    assert open_run(tmp_path, *flags).fingerprint("curate") == first.fingerprint("curate")
 
 
 def test_training_again_starts_from_the_base_and_keeps_paid_answers(tmp_path):

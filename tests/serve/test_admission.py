@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import s3_server
 
 from cluster.prices import TokenPrice
 from cluster.storage import Store
@@ -42,7 +43,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def with_door(
-    folder: Path,
+    folder: Path | str,
     check: Callable[[Door], Any],
     *,
     price: TokenPrice | None = PRICE,
@@ -195,6 +196,57 @@ def test_the_daily_quota_counts_real_usage_and_survives_a_restart(tmp_path: Path
     with_door(tmp_path, use)
     with_door(tmp_path, use)
     with_door(tmp_path, check_last)
+
+
+@pytest.mark.parametrize(
+    ("limit", "kind"),
+    [({"tokens_per_day": 1000}, "quota_tokens"), ({"usd_per_day": 0.002}, "quota_usd")],
+)
+def test_requests_under_way_count_by_what_they_may_use(
+    tmp_path: Path, limit: dict[str, Any], kind: str
+) -> None:
+    _, key = new_key("team a", **limit)
+    KeyFile(str(tmp_path)).add(key)
+
+    def check(door: Door) -> None:
+        # 400 characters are about 100 tokens, and 500 may come: 600 tokens, 0.0011 dollars.
+        under_way = [door.admit(key, request(max_tokens=500)) for _ in range(2)]
+        error = refusal(lambda: door.admit(key, request(max_tokens=500)))
+        assert (error.status, error.kind, error.code) == (429, kind, "rate_limit_exceeded")
+        assert "under way" in error.message
+        assert error.headers["Retry-After"] == "1"
+        for each in under_way:
+            each.count(Usage(prompt_tokens=90, completion_tokens=10))
+            door.charge(each)
+            door.charge(each)  # is released once
+        for _ in range(2):
+            # No more can be generated than the model's length.
+            door.charge(door.admit(key, request(max_tokens=900_000)))
+        used_up = door.admit(key, request())
+        used_up.count(Usage(prompt_tokens=1000, completion_tokens=1000))
+        door.charge(used_up)
+        assert refusal(lambda: door.admit(key, request())).code == "insufficient_quota"
+
+    with_door(tmp_path, check)
+
+
+@pytest.mark.slow
+def test_keys_and_usage_on_an_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    token, key = new_key("team a", tokens_per_day=1000)
+
+    def use(door: Door) -> None:
+        admitted = door.admit(door.authenticate(bearer(token)), request())
+        admitted.count(Usage(prompt_tokens=1000))
+        door.charge(admitted)
+
+    with s3_server() as server:
+        uri = f"s3://bucket/keys?{server.query}"
+        KeyFile(uri).add(key)
+        with_door(uri, use)
+        assert [name for name in server.objects if name.startswith("bucket/keys/usage/20")]
+        with_door(uri, lambda door: refusal(lambda: use(door)))
 
 
 def test_dollars_are_counted_by_the_price_and_refused_without_one(tmp_path: Path) -> None:

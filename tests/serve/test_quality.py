@@ -16,7 +16,7 @@ from serve.quality.answers import as_events, in_place_of, is_checkable, variable
 from serve.quality.assurance import Assurance, Assured, Attempt, TeacherAnswer
 from serve.quality.checks import Given, Refusal, refusal
 from serve.quality.config import QualityConfig
-from serve.quality.gate import QualityGate, QualityParts
+from serve.quality.gate import QualityGate, QualityParts, ReplicaAnswer
 from serve.quota import DailyUsage, Spent
 
 QUESTION = [{"role": "user", "content": "Is it a duplicate?"}]
@@ -105,6 +105,30 @@ def test_a_repair_shows_the_student_its_answer_and_what_is_wrong(usage):
     assert "not JSON" in complaint["content"]
 
 
+def test_what_is_said_of_an_answer_stays_out_of_the_servers_log(usage, caplog):
+    def quotes(text: str, variables: dict[str, Any] | None) -> Refusal | None:
+        if text.startswith("Yours"):
+            raise ValueError(text)
+        return None if text == GOOD else Refusal("form", "'jane@example.com' is no class")
+
+    caplog.set_level("INFO", logger="ray.serve")
+    of = assurance(usage, check=quotes, on_failure=["repair"])
+    first = Attempt(Given("jane@example.com"))
+    complaints: list[str] = []
+
+    async def ask(changed: dict[str, Any]) -> Attempt:
+        complaints.append(changed["messages"][-1]["content"])
+        return Attempt(Given("Yours, jane@example.com"))
+
+    asyncio.run(of.assure(QUESTION, first, ask=ask, request_id="order-17"))
+    assert "jane@example.com" in complaints[0]
+    assert "jane@example.com" not in caplog.text
+    assert "the answer to order-17 was refused: form" in caplog.text
+    # Where the check broke is told all the same.
+    assert "the task's check failed (ValueError)" in caplog.text
+    assert "in quotes" in caplog.text
+
+
 def test_a_retry_is_sampled_and_only_the_first_that_passes_counts(usage):
     of = assurance(usage, on_failure=["repair", "retry"], retry_temperature=0.9)
     assured, (_, retried) = assure(of, BAD, "still prose", GOOD)
@@ -129,7 +153,7 @@ def test_a_teacher_that_is_wrong_too_is_paid_and_not_served(usage):
     assured, _ = assure(of, BAD)
     assert (assured.passed, assured.answered_by, assured.teacher) == (False, "student", None)
     assert assured.steps == (("teacher", "form"),)
-    assert assured.usd == of.budget.spent_usd == pytest.approx(0.02)
+    assert of.budget.spent_usd == pytest.approx(0.02)
 
 
 def test_the_days_dollars_are_never_passed_even_by_requests_at_the_same_time(usage):
@@ -196,6 +220,35 @@ def test_a_teacher_that_is_down_or_slow_costs_no_answer(usage):
     assert assured.steps == (("teacher", "unavailable"),)
     # The provider may charge for what nobody waited for.
     assert of.budget.spent_usd == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("first", ["student", "teacher"])
+def test_a_client_that_leaves_during_the_teachers_answer_pays_for_it(tmp_path, first):
+    section = QualityConfig(on_failure=["teacher"], usd_per_day=1.0, max_teacher_rate=1.0)
+    parts = QualityParts(section, json_only, lambda: Frontier(paid(GOOD), wait_s=30))
+    paid_usd: list[float] = []
+
+    def on_teacher(*, tokens: int, usd: float) -> None:
+        paid_usd.append(usd)
+
+    async def leave() -> None:
+        gate = QualityGate({"reconcile": parts}, state=Store(str(tmp_path)))
+        labels = {"adapter": "reconcile", "version": "v1", "route": "chat"}
+        asked: Any = (labels, "chat", {"messages": QUESTION})
+        if first == "teacher":
+            way: Any = gate.taught(*asked, request_id="r", seconds_left=60.0, on_teacher=on_teacher)
+        else:
+            way = gate.checked(
+                *asked, ReplicaAnswer(b"{}", Usage(text=BAD)), ask=None, request_id="r",
+                seconds_left=lambda: 60.0, on_teacher=on_teacher,
+            )  # fmt: skip
+        async with asyncio.timeout(0.1):
+            await way
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(leave())
+    # The provider's meter runs on: the most that the answer can cost.
+    assert paid_usd == [0.05]
 
 
 def test_a_replica_that_fails_at_a_retry_leaves_the_first_answer(usage):

@@ -77,6 +77,20 @@ def test_an_adapter_in_use_is_drained_not_dropped() -> None:
     asyncio.run(scenario())
 
 
+def test_nobody_waits_for_a_busy_adapter_while_an_idle_one_could_leave() -> None:
+    async def scenario() -> None:
+        engine = Engine()
+        held = residents(engine, 3)
+        async with held.hold("busy@v1"):
+            for model_id in ("pinned@v1", "idle@v1"):
+                await _use(held, model_id)
+            held.pinned = frozenset({"pinned@v1"})
+            await asyncio.wait_for(_use(held, "new@v1"), timeout=1)
+            assert held.ids == ["busy@v1", "pinned@v1", "new@v1"]
+
+    asyncio.run(scenario())
+
+
 def test_one_load_serves_everyone_who_waits() -> None:
     async def scenario() -> None:
         engine = Engine()

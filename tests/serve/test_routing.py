@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from gateway_path import BAD, GOOD, Frontier, Served
@@ -43,6 +45,29 @@ def test_it_streams_from_there(tmp_path, predictor):
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["x-distillery-routed"] == "difficulty"
     assert served.replicas.asked == ["large@v1"]
+
+
+def test_a_stream_whose_client_leaves_before_it_begins_is_over(tmp_path, predictor):
+    served = Served(tmp_path, predictor, "large")
+    body = json.dumps({"model": "reconcile", "messages": EASY, "stream": True}).encode()
+    scope = {
+        "type": "http", "method": "POST", "path": "/chat", "query_string": b"", "headers": [],
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+    }  # fmt: skip
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        raise asyncio.CancelledError
+
+    async def leave() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await served.app(scope, receive, send)
+        await asyncio.sleep(0.01)
+
+    asyncio.run(leave())
+    assert [row["status"] for row in served.kept.rows] == [499]
 
 
 def test_a_client_that_names_a_version_gets_it(tmp_path, predictor):

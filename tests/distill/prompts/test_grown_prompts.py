@@ -16,9 +16,12 @@ from distill.prompts.evol_instruct import OPERATIONS, evol_instruct
 from distill.prompts.pool import Pool, read_objects
 from distill.prompts.self_instruct import self_instruct
 from distill.prompts.stage import make_prompts
-from distill.prompts.writer import writer_of
+from distill.prompts.writer import write_with, writer_of
 from distill.tasks.task import load_task
+from distill.teach.answer import Answer, journal_row
+from distill.teach.ask import cache_folder, request_keys
 from distill.teach.config import LiteLLMTeacher, ProgramTeacher
+from distill.teach.journal import Journal
 from jobs.init import init_task
 
 WORDS = [f"word{number}" for number in range(3000)]
@@ -218,6 +221,22 @@ def test_without_a_model_to_write_the_error_says_what_to_set():
         writer_of(config, ProgramTeacher())
     assert writer_of(config, LiteLLMTeacher(model="m")).repair is False
     assert writer_of(PromptsConfig(), ProgramTeacher()) is None
+
+
+def test_of_a_list_that_was_cut_off_the_whole_lines_are_taken(task, tmp_path):
+    config, store = LiteLLMTeacher(model="m", max_tokens=3), Store(tmp_path / "runs/a")
+    asked = [{"role": "user", "content": "Write two."}]
+    row = {"example_id": "e", "messages": asked, "variables": "", "sample": 0, "stage": "prompts"}
+    [key] = request_keys([row], config, task)
+    cut = Answer(
+        completion=f'[\n{json.dumps(ticket(1))},\n{{"product": "p',
+        error="cut off at teacher.max_tokens 3; raise it",
+        failure="truncated",
+    )
+    with Journal(cache_folder(config, store=store)) as journal:
+        journal.add(journal_row({**row, "request_key": key}, cut, teacher="t", payer="a"))
+    [answer] = write_with(config, task, store=store)([asked])
+    assert read_objects(answer) == [ticket(1), None]
 
 
 def test_a_task_without_text_to_write_is_refused(task):

@@ -10,6 +10,8 @@ from production import asked
 
 from cluster.config import read_toml
 from cluster.errors import DataError, StageError
+from cluster.example import example_id
+from cluster.masking import MaskingConfig, mask_messages
 from cluster.storage import Store, rows_table
 from distill.config import PromptsConfig
 from distill.prompts.stage import make_prompts
@@ -50,6 +52,16 @@ def parent():
     return Parent.of_rows("demo-1234", rows, rows)
 
 
+def test_a_held_out_prompt_is_known_as_the_log_shows_it():
+    [row] = answers(1, seed=3, split="test")
+    asks = [{"role": "user", "content": "Reply to jane.doe@example.com about her invoice."}]
+    row |= {"messages": asks, "example_id": example_id(asks)}
+    logged, _ = mask_messages(asks)
+    assert logged != asks
+    known = Parent.of_rows("demo-1234", [row], [row]).ids(masking=MaskingConfig())
+    assert {example_id(asks), example_id(logged)} <= known
+
+
 def test_a_version_holds_its_parent_and_what_was_added(tmp_path, parent):
     datasets = Store(tmp_path)
     assert latest(datasets) == 0
@@ -62,7 +74,8 @@ def test_a_version_holds_its_parent_and_what_was_added(tmp_path, parent):
     assert latest(datasets) == 1
     first = read_version(datasets, 1)
     assert first.digest == manifest["digest"]
-    assert first.ids == parent.ids | {row["example_id"] for row in added}
+    known = parent.ids(masking=MaskingConfig())
+    assert first.ids(masking=MaskingConfig()) == known | {row["example_id"] for row in added}
     second = append_version(datasets, 2, parent=first, added=answers(2, seed=5), facts={})
     assert second["parent"] == {"name": "v1", "digest": manifest["digest"]}
     assert second["rows"]["train"] == 48

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import DataError
 from distill.train.config import TrainConfig
-from distill.train.pairs import pairs_from_file, pairs_from_scores, split_pairs
+from distill.train.pairs import asked, pairs_from_file, pairs_from_scores, split_pairs
 
 ROW = {
     "example_id": "a",
@@ -145,8 +145,31 @@ def test_pairs_come_from_a_file_too(tmp_path: Path) -> None:
         pairs_from_file(str(path))
 
 
+def pair_about(number: int, name: str) -> dict[str, Any]:
+    return {"example_id": name, "messages": [{"role": "user", "content": f"Question {number}"}]}
+
+
 def test_held_out_pairs_are_spread_over_the_file() -> None:
-    pairs = [{"example_id": str(i)} for i in range(50)]
+    pairs = [pair_about(i, str(i)) for i in range(50)]
     training, held_out = split_pairs(pairs, num_validation=5)
     assert len(training) == 45
     assert [int(p["example_id"]) for p in held_out] == [9, 19, 29, 39, 49]
+
+
+def test_pairs_about_one_prompt_stay_together_whatever_their_ids() -> None:
+    pairs = [pair_about(i, f"{i}{answer}") for i in range(20) for answer in "ab"]
+    training, held_out = split_pairs(pairs, num_validation=4)
+    taught, looked_at = (
+        {p["messages"][0]["content"] for p in part} for part in (training, held_out)
+    )
+    assert len(looked_at) == 4
+    assert len(held_out) == 8
+    assert not taught & looked_at
+
+
+def test_pairs_about_a_test_prompt_are_left_out() -> None:
+    pairs = [pair_about(i, str(i)) for i in range(10)]
+    tested = {asked([{"role": "system", "content": "Be brief."}, *pairs[3]["messages"]])}
+    training, held_out = split_pairs(pairs, num_validation=2, tested=tested)
+    assert "3" not in {pair["example_id"] for pair in (*training, *held_out)}
+    assert len(training) + len(held_out) == 9
