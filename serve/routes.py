@@ -82,6 +82,8 @@ class RouteTable:
         """Where the registry wants a second version."""
         self.splits: dict[Alias, Split] = {}
         """Second versions that every replica has confirmed."""
+        self.ended_splits: dict[Alias, Split] = {}
+        """What ended here, and may still stand in the registry."""
         self.refused: dict[str, str] = {}
         """Model id → why it is not served."""
         self._targets: dict[str, Target] = {}
@@ -106,6 +108,21 @@ class RouteTable:
         if not chosen(alias, split, asker):
             return Routed(target, alias, split)
         return Routed(self.target(alias.name, split.version), alias, split)
+
+    def end_split(self, alias: Alias, split: Split) -> None:
+        """Take a second version out of the routes, whatever the registry says of it from now on."""
+        self.ended_splits[alias] = split
+        self.splits.pop(alias, None)
+        self.wanted_splits.pop(alias, None)
+
+    def want_splits(self, found: dict[Alias, Split]) -> None:
+        """Take over what the registry says, without what has ended here."""
+        self.ended_splits = {
+            alias: split for alias, split in self.ended_splits.items() if found.get(alias) == split
+        }
+        self.wanted_splits = {
+            alias: split for alias, split in found.items() if alias not in self.ended_splits
+        }
 
     def _alias(self, model: str) -> Alias | None:
         name, _, pointer = model.partition("@")

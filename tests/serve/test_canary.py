@@ -138,7 +138,7 @@ def test_a_client_that_leaves_is_seen_on_its_way(tmp_path):
     arm = served.splits._watched[Alias("reconcile", "prod")].second
     ((elapsed_s, answered),) = arm.seen_s
     assert (arm.requests, answered) == (0, False)
-    assert elapsed_s >= 0.1
+    assert 0.05 < elapsed_s < 10
 
 
 @pytest.mark.slow
