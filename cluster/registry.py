@@ -98,7 +98,8 @@ class Split(BaseModel):
     """`canary` gets a share of the requests and ends by itself; `ab` stays until it is ended;
     `shadow` answers copies that no client ever sees."""
     weight: float = Field(default=0.1, gt=0, le=1)
-    """Share of users (by `user`, else API key, else request) or, for a shadow, of requests."""
+    """Share of users (by `user`; without one an A/B test goes by API key, a canary by request) or,
+    for a shadow, of requests."""
     bounds: CanaryBounds = CanaryBounds()
     since: str = ""
     by: str = ""
@@ -237,7 +238,15 @@ class Registry:
         }
 
     def start_split(self, name: str, split: Split, *, alias: str = "prod", by: str = "") -> Split:
-        """Put a second version behind `alias`; RegistryError while another is there."""
+        """Put a second version behind `alias`; RegistryError while another is there.
+
+        A canary's weight is below 1 (RegistryError).
+        """
+        if split.mode == "canary" and split.weight == 1:
+            raise RegistryError(
+                f"{name}: weight 1 of a canary leaves the version that it is compared with no "
+                f"request; give a weight below 1, or promote v{split.version}."
+            )
         self.manifest(name, split.version)
         with self._changing(name, alias) as entry:
             if entry["version"] is None:

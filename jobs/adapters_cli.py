@@ -85,7 +85,7 @@ def rollback(name: str, registry: str, alias: str) -> None:
     type=SHARE,
     default=0.1,
     show_default=True,
-    help="Share of users, or of requests for a shadow.",
+    help="Share of users, or of requests for a shadow; below 1 for a canary.",
 )
 @click.option(
     "--max-p90-ratio",

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -106,17 +107,21 @@ class Completions:
 
     async def _route(self, call: Call) -> Routed:
         assert call.request is not None
-        model = call.request.model
-        # Whoever asks stays with one version for as long as a split lasts.
-        user = str(call.request.payload.get("user") or call.admission.key_id or call.request_id)
+        route = partial(
+            self._table.route,
+            call.request.model,
+            user=str(call.request.payload.get("user") or ""),
+            key_id=call.admission.key_id,
+            request_id=call.request_id,
+        )
         try:
-            return self._table.route(model, user=user)
+            return route()
         except ApiError as error:
             if error.kind != "unknown_model":
                 raise
             # Published a moment ago? One look, shared by everyone who asks within it.
             await self._watcher.refresh()
-            return self._table.route(model, user=user)
+            return route()
 
     async def _by_difficulty(self, call: Call) -> Response:
         """Let somebody else answer a hard prompt; the student where nobody can, or it is none."""
@@ -286,13 +291,14 @@ class Completions:
             self._shadows.copy(call.routed, call.route, call.request.payload)
 
     def _failed(self, call: Call, error: ApiError) -> None:
-        self._metrics.failed(call.labels, status=error.status, kind=error.kind)
-        self._splits.observe(call.routed, latency_s=None, error_kind=error.kind)
+        latency_s = call.elapsed_s
+        self._metrics.failed(call.labels, status=error.status, kind=error.kind, latency_s=latency_s)
+        self._splits.observe(call.routed, latency_s=latency_s, error_kind=error.kind)
         if error.kind in UNFINISHED:
             self._door.charge_left(call.admission, num_events=call.num_events)
         else:
             self._door.charge(call.admission)
-        self._write(call, status=error.status, latency_s=call.elapsed_s, usage=Usage(), ttft_s=None)
+        self._write(call, status=error.status, latency_s=latency_s, usage=Usage(), ttft_s=None)
 
     def _write(
         self, call: Call, *, status: int, latency_s: float, usage: Usage, ttft_s: float | None

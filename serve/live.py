@@ -59,7 +59,7 @@ class Quantiles:
 
 COUNTS = (
     "answered", "client_errors", "server_errors", "slo_misses", "prompt_tokens",
-    "completion_tokens", "checked", "passed", "fallbacks",
+    "completion_tokens", "checked", "passed", "fallbacks", "left_late",
 )  # fmt: skip
 
 
@@ -131,12 +131,17 @@ class LiveFigures:
         if ttft_s is not None:
             figures.first_token.add(ttft_s)
 
-    def failed(self, version: Version, *, status: int) -> None:
-        """A request was answered with an error, or not at all."""
-        self._now(version).counts["server_errors" if status >= 500 else "client_errors"] += 1
+    def failed(self, version: Version, *, status: int, left_late: bool = False) -> None:
+        """A request was answered with an error, or not at all.
+
+        `left_late` says that its client left once `slo_p90_s` had passed.
+        """
+        counts = self._now(version).counts
+        counts["server_errors" if status >= 500 else "client_errors"] += 1
+        counts["left_late"] += left_late
 
     def missed_objective(self, version: Version) -> None:
-        """It was slower than `slo_p90_s`, or failed on the server's side."""
+        """It was slower than `slo_p90_s`, or failed on the server's side, or was left later."""
         self._now(version).counts["slo_misses"] += 1
 
     def checked(self, version: Version, *, passed: bool) -> None:

@@ -14,6 +14,7 @@ from ray.serve.metrics import Gauge as ReplicaGauge
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from cluster import metrics as names
+from serve.errors import CLIENT_CLOSED
 from serve.live import LiveFigures, Version
 from serve.observe import Usage
 from serve.routes import Target
@@ -98,7 +99,8 @@ class GatewayMetrics:
         self._slo = Gauge(names.SLO_SECONDS, description="Objective for the P90 latency, seconds.")
         self._misses = Counter(
             names.SLO_MISSES,
-            description="Requests slower than the objective, or failed on the server's side.",
+            description="Requests slower than the objective, or failed on the server's side, or "
+            "left by their client once the objective had passed.",
             tag_keys=keys,
         )
         self._latency = Histogram(
@@ -115,7 +117,10 @@ class GatewayMetrics:
             tag_keys=keys,
         )
         self._requests = Counter(
-            names.REQUESTS, description="Requests by status class.", tag_keys=(*keys, "status")
+            names.REQUESTS,
+            description="Requests by status class; 499 where the client left once the objective "
+            "had passed.",
+            tag_keys=(*keys, "status"),
         )
         self._prompt = Counter(names.PROMPT_TOKENS, description="Prompt tokens.", tag_keys=keys)
         self._completion = Counter(
@@ -205,13 +210,26 @@ class GatewayMetrics:
         if completion_tokens > 0:
             self._completion.inc(completion_tokens, tags=labels)
 
-    def failed(self, labels: Labels, *, status: int, kind: str) -> None:
-        """Count a request that was answered with an error, or not at all."""
+    def failed(
+        self, labels: Labels, *, status: int, kind: str, latency_s: float | None = None
+    ) -> None:
+        """Count a request that was answered with an error, or not at all.
+
+        `latency_s` is how long a client waited.
+        """
+        left_late = (
+            status == CLIENT_CLOSED
+            and latency_s is not None
+            and bool(self._slo_p90_s)
+            and latency_s > self._slo_p90_s
+        )
         if labels["route"] != names.SHADOW_ROUTE:
-            self._live.failed(_version(labels), status=status)
-            if self._slo_p90_s and status >= 500:
+            self._live.failed(_version(labels), status=status, left_late=left_late)
+            if left_late or (self._slo_p90_s and status >= 500):
                 self._missed(labels)
-        self._requests.inc(1, tags=labels | {"status": f"{status // 100}xx"})
+        # Whoever left earlier says nothing of the objective, and is no part of its share.
+        shown = str(status) if left_late else f"{status // 100}xx"
+        self._requests.inc(1, tags=labels | {"status": shown})
         self._errors.inc(1, tags=labels | {"kind": kind})
 
     def _missed(self, labels: Labels) -> None:

@@ -82,23 +82,47 @@ class RouteTable:
         """Where the registry wants a second version."""
         self.splits: dict[Alias, Split] = {}
         """Second versions that every replica has confirmed."""
+        self.ended_splits: dict[Alias, Split] = {}
+        """What ended here, and may still stand in the registry."""
         self.refused: dict[str, str] = {}
         """Model id → why it is not served."""
         self._targets: dict[str, Target] = {}
 
-    def route(self, model: str, *, user: str) -> Routed:
+    def route(
+        self, model: str, *, user: str = "", key_id: str = "", request_id: str = ""
+    ) -> Routed:
         """Return what answers `model` (`name`, `name@alias`, `name@v2`, the base) or ApiError.
 
-        Behind an alias with a canary or an A/B test, `user` always gets the same version.
+        Behind an alias with a canary or an A/B test, `user` always gets the same version. Without
+        one an API key does in an A/B test; a canary has to see its share of the requests, and all
+        may come with one key.
         """
         target = self.resolve(model)
         alias = self._alias(model)
         if alias is None:
             return Routed(target)
         split = self.splits.get(alias)
-        if split is None or split.mode == "shadow" or not chosen(alias, split, user):
+        if split is None or split.mode == "shadow":
+            return Routed(target, alias, split)
+        asker = user or (key_id if split.mode == "ab" else "") or request_id
+        if not chosen(alias, split, asker):
             return Routed(target, alias, split)
         return Routed(self.target(alias.name, split.version), alias, split)
+
+    def end_split(self, alias: Alias, split: Split) -> None:
+        """Take a second version out of the routes, whatever the registry says of it from now on."""
+        self.ended_splits[alias] = split
+        self.splits.pop(alias, None)
+        self.wanted_splits.pop(alias, None)
+
+    def want_splits(self, found: dict[Alias, Split]) -> None:
+        """Take over what the registry says, without what has ended here."""
+        self.ended_splits = {
+            alias: split for alias, split in self.ended_splits.items() if found.get(alias) == split
+        }
+        self.wanted_splits = {
+            alias: split for alias, split in found.items() if alias not in self.ended_splits
+        }
 
     def _alias(self, model: str) -> Alias | None:
         name, _, pointer = model.partition("@")
@@ -159,12 +183,12 @@ class RouteTable:
                     yield _card(model_id, created=made, root=model_id, parent=base)
 
 
-def chosen(alias: Alias, split: Split, user: str) -> bool:
-    """Whether `user` belongs to the share that gets the split's version.
+def chosen(alias: Alias, split: Split, asker: str) -> bool:
+    """Whether `asker` belongs to the share that gets the split's version.
 
-    By a digest of user and split: sticky, even over users, and independent between splits.
+    By a digest of asker and split: sticky, even over askers, and independent between splits.
     """
-    text = f"{alias.name}@{alias.alias}:{split.version}:{split.since}:{user}"
+    text = f"{alias.name}@{alias.alias}:{split.version}:{split.since}:{asker}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest) < split.weight * 2**64
 

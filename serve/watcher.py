@@ -116,7 +116,7 @@ class RegistryWatcher:
             for alias, version in found.wanted.items():
                 if self._seen_at.get(alias, (None,))[0] != version:
                     self._seen_at[alias] = (version, time.monotonic())
-            self.table.wanted_splits = found.splits
+            self.table.want_splits(found.splits)
             self._pins = found.pins
 
     def _read(self, known: dict[str, dict[int, int]]) -> _Found:
@@ -177,7 +177,7 @@ class RegistryWatcher:
                 del table.splits[alias]
             log.info("%s: the %s of v%d ended", alias.shown, ended.mode, ended.version)
             self._retire(alias.name, ended.version)
-        for alias, split in table.wanted_splits.items():
+        for alias, split in list(table.wanted_splits.items()):
             model_id = f"{alias.name}@v{split.version}"
             if alias in table.splits or alias not in table.live:
                 continue

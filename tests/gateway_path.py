@@ -55,16 +55,19 @@ class Frontier:
 class FakeReplicas:
     """Answers with the name of the version that was asked."""
 
-    def __init__(self, refuses: str = "", breaks: bool = False):
+    def __init__(self, *, refuses: str, breaks: bool, hangs: bool):
         self.asked: list[str] = []
         self.refuses = refuses
         self.breaks = breaks
+        self.hangs = hangs
 
     async def answer(self, call: Any, payload: Any, *, logprobs: bool) -> ReplicaAnswer:
         name = call.target.served_name
         self.asked.append(name)
         if name == self.refuses:
             raise refused_model(name, reason="rank 64 is above 16")
+        if self.hangs:
+            await asyncio.sleep(60)
         body = {
             "id": "chatcmpl-1", "created": 1, "model": name,
             "choices": [{"index": 0, "message": {"role": "assistant", "content": GOOD},
@@ -124,11 +127,11 @@ class Served:
 
     def __init__(self, tmp_path: Any, predictor: Predictor, to: str, *, teacher: Any = None,
                  quality: dict[str, Any] | None = None, refuses: str = "",
-                 breaks: bool = False):  # fmt: skip
+                 breaks: bool = False, hangs: bool = False):  # fmt: skip
         self.table = RouteTable("base")
         self.table.known = {"reconcile": {1: 0, 2: 0}, "large": {1: 0, 2: 0}}
         self.table.live = {Alias("reconcile", "prod"): 1, Alias("large", "prod"): 1}
-        self.replicas = FakeReplicas(refuses, breaks)
+        self.replicas = FakeReplicas(refuses=refuses, breaks=breaks, hangs=hangs)
         self.kept = Kept()
         self.counted: list[tuple[str, str]] = []
         parts = {}
@@ -166,12 +169,15 @@ class Served:
         assert adapter == "reconcile"
         self.counted.append((destination, reason))
 
-    def ask(self, messages: Any, **fields: Any) -> httpx.Response:
+    def ask(
+        self, messages: Any, leave_after_s: float | None = None, **fields: Any
+    ) -> httpx.Response:
         async def post() -> httpx.Response:
             transport = httpx.ASGITransport(self.app)
             async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
                 body = {"model": "reconcile", "messages": messages, **fields}
-                return await client.post("/chat", json=body)
+                async with asyncio.timeout(leave_after_s):
+                    return await client.post("/chat", json=body)
 
         return asyncio.run(post())
 

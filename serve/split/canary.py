@@ -6,6 +6,9 @@ times the other's P90 (a P90 within that bound is a share of at most 10%), error
 side, answers that the checks refuse, answers that somebody else gave. Each rate of each version has
 an interval that holds at every moment (`sequential.py`); the chances of error are shared out
 evenly. The other's P90 is taken as measured, as if it were known exactly.
+
+A client that left is a censored latency: its answer would have taken longer than it waited. It
+counts once it waited longer than the bound that it is held against, and otherwise says nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from cluster.registry import CanaryBounds
 from serve.split.sequential import rate_bounds
 
 LATENCIES_KEPT = 5000
+MOST_ERRORS = 0.5
+"""Share of errors that ends a canary while the other version has too few requests to compare."""
 SLOW_SHARE = 0.10
 """A P90 within a bound is at most this share of answers above it."""
 CRITERIA = ("slow", "errors", "refused", "fallbacks")
@@ -33,7 +38,8 @@ class Arm:
     errors: int = 0
     refused: int = 0
     fallbacks: int = 0
-    latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES_KEPT))
+    seen_s: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=LATENCIES_KEPT))
+    """How long a client waited, and whether for an answer or until it left."""
 
     def add(
         self, *, latency_s: float | None, error: bool, refused: bool = False, fallback: bool = False
@@ -44,16 +50,34 @@ class Arm:
         self.refused += refused
         self.fallbacks += fallback
         if latency_s is not None:
-            self.latencies_s.append(latency_s)
+            self.seen_s.append((latency_s, True))
+
+    def leave(self, elapsed_s: float) -> None:
+        """Count a client that left before it had its answer."""
+        self.seen_s.append((elapsed_s, False))
+
+    @property
+    def latencies_s(self) -> list[float]:
+        """Of the answers that are kept."""
+        return [seconds for seconds, answered in self.seen_s if answered]
 
     @property
     def p90_s(self) -> float | None:
         """P90 of the latency, seconds."""
-        return float(np.quantile(self.latencies_s, 0.9)) if self.latencies_s else None
+        answered = self.latencies_s
+        if not answered:
+            return None
+        of_answers = float(np.quantile(answered, 0.9))
+        return float(np.quantile(answered + self._left_after(of_answers), 0.9))
 
-    def slower_than(self, limit_s: float) -> int:
-        """How many of the kept latencies are above `limit_s`."""
-        return int((np.asarray(self.latencies_s) > limit_s).sum())
+    def slower_than(self, limit_s: float) -> tuple[int, int]:
+        """How many took longer than `limit_s`, and of how many that is known."""
+        answered, left = self.latencies_s, self._left_after(limit_s)
+        slow = sum(seconds > limit_s for seconds in answered)
+        return slow + len(left), len(answered) + len(left)
+
+    def _left_after(self, limit_s: float) -> list[float]:
+        return [seconds for seconds, answered in self.seen_s if not answered and seconds > limit_s]
 
 
 @dataclass(frozen=True)
@@ -129,15 +153,18 @@ def _criteria(canary: Arm, other: Arm, bounds: CanaryBounds) -> tuple[Criterion,
     for name, margin in margins.items():
         low, high = rate_bounds(getattr(canary, name), canary.requests, alpha=alpha)
         base_low, base_high = rate_bounds(getattr(other, name), other.requests, alpha=alpha)
-        found.append(Criterion(name, low, high, base_low + margin, base_high + margin))
+        most = base_high + margin
+        if name == "errors" and other.requests < bounds.min_samples:
+            # It may never get more: all traffic may be the canary's.
+            most = min(most, max(MOST_ERRORS, margin))
+        found.append(Criterion(name, low, high, base_low + margin, most))
     return tuple(found)
 
 
 def _latency(canary: Arm, other: Arm, bounds: CanaryBounds, *, alpha: float) -> Criterion:
     p90_s = other.p90_s
-    # A P90 of few answers is mostly chance.
-    if p90_s is None or len(other.latencies_s) < min(bounds.min_samples, LATENCIES_KEPT):
+    # A P90 of few answers is mostly chance. Clients that left may fill a part of what is kept.
+    if p90_s is None or len(other.latencies_s) < min(bounds.min_samples, LATENCIES_KEPT // 2):
         return Criterion("slow", 0.0, 1.0, SLOW_SHARE, SLOW_SHARE)
-    slow = canary.slower_than(bounds.max_p90_ratio * p90_s)
-    low, high = rate_bounds(slow, len(canary.latencies_s), alpha=alpha)
+    low, high = rate_bounds(*canary.slower_than(bounds.max_p90_ratio * p90_s), alpha=alpha)
     return Criterion("slow", low, high, SLOW_SHARE, SLOW_SHARE)

@@ -19,6 +19,7 @@ log = logging.getLogger("ray.serve")
 BY = "gateway"
 FAULTS = frozenset({"internal", "timeout", "refused_adapter"})
 """Kinds of errors that a version can be blamed for: not a full queue, and not a client."""
+LEFT = "client_closed"
 
 
 class _Watched:
@@ -29,6 +30,8 @@ class _Watched:
         self.second = Arm()
         self.first = Arm()
         self.decision = Decision("wait", "just begun")
+        self.problem = ""
+        """Why its end could not be written, the last time."""
 
     @property
     def hours(self) -> float:
@@ -53,16 +56,18 @@ class Splits:
         self._table = table
         self._metrics = SplitMetrics()
         self._watched: dict[Alias, _Watched] = {}
+        # Rolled back in the routes, not yet in the registry.
+        self._unwritten: dict[Alias, _Watched] = {}
 
     def observe(
         self,
         routed: Routed | None,
         *,
-        latency_s: float | None,
+        latency_s: float,
         error_kind: str = "",
         checked: Checked | None = None,
     ) -> None:
-        """Count a request that was asked by an alias with a split."""
+        """Count a request that was asked by an alias with a split; `latency_s` until it ended."""
         if routed is None or routed.alias is None or routed.split is None:
             return
         self.observe_version(
@@ -80,20 +85,24 @@ class Splits:
         split: Split,
         *,
         second: bool,
-        latency_s: float | None,
+        latency_s: float,
         error_kind: str = "",
         checked: Checked | None = None,
     ) -> None:
         """Count an answer of one of the two versions, a shadow's too."""
-        if error_kind and error_kind not in FAULTS and error_kind != "refused_answer":
+        if error_kind and error_kind not in {*FAULTS, LEFT, "refused_answer"}:
             return
         watched = self._watched.get(alias)
         if watched is None or watched.split != split:
             watched = self._watched[alias] = _Watched(split)
+        arm = watched.second if second else watched.first
+        if error_kind == LEFT:
+            arm.leave(latency_s)
+            return
         quality = checked.quality if checked else None
         refused = error_kind == "refused_answer" or quality not in (None, "passed")
-        (watched.second if second else watched.first).add(
-            latency_s=latency_s,
+        arm.add(
+            latency_s=None if error_kind else latency_s,
             error=error_kind in FAULTS,
             refused=refused,
             fallback=error_kind == "refused_answer"
@@ -110,7 +119,9 @@ class Splits:
                 log.exception("looking at the canaries failed")
 
     async def look(self) -> None:
-        """Decide on every live canary once."""
+        """Decide on every live canary once, and write what could not be written before."""
+        for alias, ended in list(self._unwritten.items()):
+            await self._write_end(alias, ended)
         for alias in self._watched.keys() - self._table.splits.keys():
             self._metrics.ended(alias)
             del self._watched[alias]
@@ -126,18 +137,16 @@ class Splits:
                 await self._end(alias, watched)
 
     async def _end(self, alias: Alias, watched: _Watched) -> None:
+        if watched.decision.action == "roll_back":
+            # At once: the registry may be slow, or not to be written at all.
+            self._table.end_split(alias, watched.split)
+            self._unwritten[alias] = watched
+            log.warning("%s: canary v%d leaves the routes", alias.shown, watched.split.version)
+        await self._write_end(alias, watched)
+
+    async def _write_end(self, alias: Alias, watched: _Watched) -> None:
+        """Write an end to the registry; one that fails is tried again at the next look."""
         promote = watched.decision.action == "promote"
-        log.warning(
-            "%s: canary v%d %s: %s",
-            alias.shown,
-            watched.split.version,
-            "promoted" if promote else "rolled back",
-            watched.decision.reason,
-        )
-        if not promote:
-            # At once: the registry may be slow, and its next reading takes the split away for good.
-            self._table.splits.pop(alias, None)
-            self._table.wanted_splits.pop(alias, None)
         try:
             await asyncio.to_thread(
                 self._registry.end_split,
@@ -149,8 +158,22 @@ class Splits:
                 figures=watched.decision.figures(watched.second, watched.first),
             )
         except RegistryError as error:
+            # Somebody has acted in the meantime: there is nothing left to end.
             log.warning("%s: %s", alias.shown, error)
+        except Exception as error:
+            if str(error) != watched.problem:
+                log.warning("%s: a canary's end is not written yet: %s", alias.shown, error)
+                watched.problem = str(error)
+            return
+        self._unwritten.pop(alias, None)
         self._metrics.decided(alias, watched.decision.action)
+        log.warning(
+            "%s: canary v%d %s: %s",
+            alias.shown,
+            watched.split.version,
+            "promoted" if promote else "rolled back",
+            watched.decision.reason,
+        )
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Figures of the splits that run, by the name clients ask for."""

@@ -66,7 +66,7 @@ class Shadows:
         labels = labels_of(target, ROUTE)
         request_id = uuid.uuid4().hex
         started = time.perf_counter()
-        status, kind, checked, latency_s = 500, "internal", None, None
+        status, kind, checked, latency_s = 500, "internal", None, 0.0
         try:
             logprobs = self._quality.wants_logprob(target.adapter)
             answer, _ = self._replicas.handles(target.model_id)
@@ -91,7 +91,7 @@ class Shadows:
             routed.alias,
             routed.split,
             second=True,
-            latency_s=None if kind else latency_s,
+            latency_s=latency_s,
             error_kind=kind,
             checked=checked,
         )

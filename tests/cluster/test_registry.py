@@ -262,6 +262,13 @@ def test_somebody_who_promotes_ends_the_canary_and_the_gateway_is_told(three_ver
     assert three_versions.aliases("reconcile") == {"prod": 3}
 
 
+def test_a_canary_leaves_the_version_it_is_compared_with_some_requests(three_versions):
+    three_versions.promote("reconcile", 1)
+    with pytest.raises(RegistryError, match=r"weight 1 of a canary .* below 1, or promote v2"):
+        three_versions.start_split("reconcile", Split(version=2, weight=1))
+    three_versions.start_split("reconcile", Split(version=2, mode="shadow", weight=1))
+
+
 @pytest.mark.parametrize(("version", "why"), [(1, "is at v1 already"), (9, "not in")])
 def test_a_split_needs_another_version_that_exists(three_versions, version, why):
     three_versions.promote("reconcile", 1)

@@ -102,6 +102,45 @@ def test_a_stream_that_breaks_ends_with_an_error_and_counts_as_one(tmp_path):
     assert (arm.requests, arm.errors, list(arm.latencies_s)) == (1, 1, [])
 
 
+@pytest.mark.parametrize(("errors", "action"), [(1.0, "roll_back"), (0.3, "wait")])
+def test_one_that_fails_with_nothing_beside_it_is_not_waited_for(errors, action):
+    rng = np.random.default_rng(0)
+    decision = decide(arm(rng, 60, errors=errors), Arm(), BOUNDS, hours=0)
+    assert decision.action == action
+
+
+def test_one_that_hangs_is_ended_by_the_clients_that_leave():
+    rng = np.random.default_rng(0)
+    other, seen = arm(rng, 500), Arm()
+    while (decision := decide(seen, other, BOUNDS, hours=0)).action == "wait":
+        seen.leave(30.0)
+        assert len(seen.seen_s) < 100
+    assert (decision.action, decision.reason) == ("roll_back", "out of bounds: slow")
+
+
+def test_clients_that_leave_as_often_from_both_versions_are_no_difference():
+    rng = np.random.default_rng(0)
+    arms = arm(rng, 800), arm(rng, 800)
+    for one in arms:
+        for _ in range(120):
+            one.leave(30.0)  # later than nine in ten answers come
+            one.leave(0.01)  # says nothing of how long the answer would have taken
+    assert arms[0].p90_s == arms[1].p90_s == 30.0
+    assert decide(*arms, BOUNDS, hours=0).action == "promote"
+
+
+def test_a_client_that_leaves_is_seen_on_its_way(tmp_path):
+    served = Served(tmp_path, predictor_of("reconcile", base_model="tiny"), "large", hangs=True)
+    since = "2026-01-01T00:00:00+00:00"
+    served.table.splits[Alias("reconcile", "prod")] = Split(version=2, weight=1.0, since=since)
+    with pytest.raises(TimeoutError):
+        served.ask(EASY, leave_after_s=0.1)
+    arm = served.splits._watched[Alias("reconcile", "prod")].second
+    ((elapsed_s, answered),) = arm.seen_s
+    assert (arm.requests, answered) == (0, False)
+    assert 0.05 < elapsed_s < 10
+
+
 @pytest.mark.slow
 def test_wrong_ends_are_as_rare_as_stated():
     # Just within its bound a canary may never be rolled back, just outside never promoted, in

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from serve.errors import CLIENT_CLOSED
 from serve.live import NUM_STEPS, STEP_S, LiveFigures, Quantiles
+from serve.metrics import GatewayMetrics, labels_of
+from serve.routes import Target
 
 
 class Clock:
@@ -55,6 +58,17 @@ def test_versions_add_up_to_their_adapter_and_adapters_to_all() -> None:
     assert versions["v2"]["latency_s"]["p50"] == pytest.approx(2.0, rel=0.025)
     assert (versions["v1"]["checked"], versions["v1"]["passed"]) == (1, 0)
     assert found["usd"] == {"reconcile": {"teacher_usd": 0.25, "saved_usd": 0.75}}
+
+
+def test_a_client_that_leaves_once_the_objective_has_passed_is_a_miss() -> None:
+    live = LiveFigures(slo_p90_s=1.0)
+    metrics = GatewayMetrics(live=live, slo_p90_s=1.0)
+    labels = labels_of(Target("reconcile@v1", "reconcile@v1", "reconcile", "v1"), "chat")
+    for latency_s in (0.5, 1.5, 30.0):
+        metrics.failed(labels, status=CLIENT_CLOSED, kind="client_closed", latency_s=latency_s)
+    metrics.failed(labels, status=400, kind="bad_request", latency_s=1.5)
+    found = live.snapshot()["all"]
+    assert (found["requests"], found["slo_misses"], found["left_late"]) == (4, 2, 2)
 
 
 def test_what_is_older_than_five_minutes_is_forgotten_but_not_the_dollars() -> None:

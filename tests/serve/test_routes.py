@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.registry import Split
 from serve.errors import ApiError
 from serve.routes import Alias, RouteTable
 
@@ -57,6 +58,25 @@ def test_everything_else_is_unknown(asked: str) -> None:
     with pytest.raises(ApiError) as caught:
         table().resolve(asked)
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+
+
+def versions(routes: RouteTable, **asker: str) -> set[str]:
+    return {
+        routes.route("reconcile", request_id=f"r{number}", **asker).target.version
+        for number in range(64)
+    }
+
+
+def test_a_user_stays_with_one_version_and_a_key_in_an_ab_test_alone() -> None:
+    routes = table()
+    for mode in ("canary", "ab"):
+        split = Split(version=2, mode=mode, weight=0.5, since="2026-01-01T00:00:00+00:00")
+        routes.splits[Alias("reconcile", "prod")] = split
+        assert len(versions(routes, user="ada", key_id="1a2b3c4d")) == 1
+        assert versions(routes) == {"v1", "v2"}
+        # All requests of a backend come with one key: of a canary one version would see none.
+        with_a_key = versions(routes, key_id="1a2b3c4d")
+        assert with_a_key == {"v1", "v2"} if mode == "canary" else len(with_a_key) == 1
 
 
 def test_a_refused_version_says_why() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from cluster.registry import AdapterManifest, Registry, Split
 from serve.routes import Alias, RouteTable
+from serve.split.running import Splits
 from serve.watcher import RegistryWatcher
 
 PROD = Alias("reconcile", "prod")
@@ -192,7 +194,7 @@ def test_a_canary_goes_live_when_every_replica_has_it_and_leaves_with_its_adapte
 
     async def story() -> None:
         await poll()
-        split = registry.start_split("reconcile", Split(version=2, weight=1.0))
+        split = registry.start_split("reconcile", Split(version=2, weight=1 - 1e-12))
         replicas.refuse["reconcile@v2"] = "out of memory"
         await poll()
         assert table.route("reconcile", user="a").target.version == "v1"
@@ -207,5 +209,68 @@ def test_a_canary_goes_live_when_every_replica_has_it_and_leaves_with_its_adapte
         await poll()
         assert table.route("reconcile", user="a").target.version == "v1"
         assert unloaded == ["reconcile@v2"]
+
+    asyncio.run(story())
+
+
+async def poll(watcher: RegistryWatcher) -> None:
+    await step(watcher)
+    await watcher.swap_splits()
+
+
+async def failing_canary(registry: Registry) -> tuple[RegistryWatcher, Splits]:
+    """A live canary of v2 that has answered nothing but errors."""
+    watcher, _ = follow(registry)
+    await poll(watcher)
+    registry.start_split("reconcile", Split(version=2))
+    await poll(watcher)
+    splits = Splits(registry, watcher.table)
+    for _ in range(60):
+        splits.observe_version(
+            PROD, watcher.table.splits[PROD], second=True, latency_s=0.1, error_kind="internal"
+        )
+    return watcher, splits
+
+
+def test_a_canary_that_was_rolled_back_stays_away_while_the_registry_is_slow(
+    registry: Registry,
+) -> None:
+    async def story() -> None:
+        watcher, splits = await failing_canary(registry)
+        with open(registry.store.path("reconcile/.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            looking = asyncio.create_task(splits.look())
+            await asyncio.sleep(0.05)
+            await poll(watcher)
+            assert not looking.done()
+            assert watcher.table.splits == {}
+        await looking
+        assert registry.splits("reconcile") == {}
+        await poll(watcher)
+        # Another canary is another matter, of the same version too.
+        registry.start_split("reconcile", Split(version=2))
+        await poll(watcher)
+        assert watcher.table.splits[PROD].version == 2
+
+    asyncio.run(story())
+
+
+def test_a_rollback_that_cannot_be_written_is_tried_again(registry: Registry) -> None:
+    async def story() -> None:
+        watcher, splits = await failing_canary(registry)
+        lock = Path(registry.store.path("reconcile/.lock"))
+        lock.unlink()
+        lock.mkdir()  # whoever wants to write gets an OSError
+        for _ in range(2):
+            await splits.look()
+            await poll(watcher)
+            assert watcher.table.splits == {}
+        assert registry.splits("reconcile")
+        lock.rmdir()
+        await splits.look()
+        move = registry.history("reconcile", "prod")[-1]
+        assert (move["action"], move["figures"]["requests"]) == ("end-canary", 60)
+        await splits.look()
+        assert registry.history("reconcile", "prod")[-1] == move
 
     asyncio.run(story())
