@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,9 +59,10 @@ class Task:
             user = self._user.render(variables).strip()
         except TemplateError as error:
             known = ", ".join(sorted(variables)) or "none"
+            nulls = ", ".join(_nulls(variables))
             raise DataError(
                 f"{self.folder}/task.toml: a prompt template cannot be filled: {error}; "
-                f"the record has: {known}."
+                f"the record has: {known}{f'; null in it: {nulls}' if nulls else ''}."
             ) from None
         opening = [{"role": "system", "content": system}] if system else []
         return [*opening, {"role": "user", "content": user}]
@@ -218,7 +219,9 @@ def _template(text: str, *, field: str, folder: Path) -> Any:
     from jinja2 import StrictUndefined, TemplateSyntaxError
     from jinja2.sandbox import SandboxedEnvironment
 
-    environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
+    environment = SandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=False, finalize=_printed
+    )
     try:
         return environment.from_string(text)
     except TemplateSyntaxError as error:
@@ -226,6 +229,26 @@ def _template(text: str, *, field: str, folder: Path) -> Any:
             f"{folder}/task.toml: {field}, line {error.lineno}: {error.message}; "
             "templates are Jinja2: {{ variable }}."
         ) from None
+
+
+def _printed(value: Any) -> Any:
+    """Return what a template prints; null would become the word None."""
+    from jinja2 import TemplateRuntimeError
+
+    if value is None:
+        raise TemplateRuntimeError(
+            "a value that it prints is null: give it one, or print it under {% if … %} only"
+        )
+    return value
+
+
+def _nulls(variables: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the paths of the values that are null."""
+    for name, value in variables.items():
+        if value is None:
+            yield f"{prefix}{name}"
+        elif isinstance(value, dict):
+            yield from _nulls(value, f"{prefix}{name}.")
 
 
 def _parse_sections(text: str, required: list[str]) -> Parsed:

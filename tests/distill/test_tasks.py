@@ -89,6 +89,16 @@ def test_a_variable_that_a_record_lacks_is_named(folder):
         load_task(folder).messages({"other": 1})
 
 
+def test_a_variable_that_is_null_is_no_word_of_a_prompt(folder):
+    replace(folder, "{{ thing }}", "{{ thing }}{% if place %} at {{ place.name }}{% endif %}")
+    task = load_task(folder)
+    assert task.messages({"thing": "grass", "place": None})[1]["content"] == "grass"
+    with pytest.raises(DataError, match=r"a value that it prints is null.*null in it: thing"):
+        task.messages({"thing": None, "place": None})
+    with pytest.raises(DataError, match=r"a value that it prints is null.*null in it: place.name"):
+        task.messages({"thing": "grass", "place": {"name": None}})
+
+
 def test_an_unknown_task_lists_those_that_there_are(tmp_path):
     with pytest.raises(ConfigError, match="come with Distillery are: interview, reconcile"):
         load_task(tmp_path / "nothing")
