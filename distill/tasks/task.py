@@ -17,6 +17,7 @@ from cluster.errors import ConfigError, DataError
 from cluster.storage import digest_of, folder_digests
 from distill.evaluate.scoring import Scored
 from distill.records import Message
+from distill.surrogates import HALF, holds_half
 from distill.tasks.spec import Comparison, TaskSpec, bundled_tasks
 from distill.teach.reasoning import split_reasoning
 
@@ -80,12 +81,24 @@ class Task:
             return _parse_sections(text, output.sections)
         fenced = FENCE.match(text)
         try:
-            answer = json.loads(fenced[1] if fenced else text)
+            return self._parse_json(fenced[1] if fenced else text)
+        except RecursionError:
+            return Parsed(None, "JSON, but nested too deeply")
+
+    def _parse_json(self, text: str) -> Parsed:
+        try:
+            answer = json.loads(text)
         except ValueError as error:
             return Parsed(None, f"not JSON: {error}")
         if not isinstance(answer, dict):
             return Parsed(None, f"JSON, but a {type(answer).__name__} and no object")
-        problem = next(iter(self._validator.iter_errors(answer)), None)
+        if holds_half(answer, source=text):
+            return Parsed(None, f"JSON, but {HALF}")
+        try:
+            problem = next(iter(self._validator.iter_errors(answer)), None)
+        except (OverflowError, ValueError) as error:
+            # NaN, or a number beyond every float, against `multipleOf`.
+            return Parsed(None, f"a number in it cannot be checked: {error}")
         if problem is not None:
             where = ".".join(map(str, problem.absolute_path)) or "the answer"
             return Parsed(None, f"{where}: {problem.message}")
@@ -272,7 +285,7 @@ def _agrees(actual: Any, expected: Any, *, comparison: Comparison, tolerance: fl
     if comparison == "number":
         try:
             return math.isclose(float(actual), float(expected), rel_tol=tolerance)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return False
     if comparison == "set":
         return isinstance(actual, list) and sorted(map(str, actual)) == sorted(
