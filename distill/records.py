@@ -23,6 +23,7 @@ __all__ = [
     "answer_id",
     "by_id",
     "example_id",
+    "recorded_id",
 ]
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -101,3 +102,9 @@ def answer_id(row: dict[str, Any]) -> str:
 def by_id(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Index rows by their `example_id`."""
     return {row["example_id"]: row for row in rows}
+
+
+def recorded_id(row: dict[str, Any]) -> str:
+    """Id of a row of somebody's export: `example_id`, else `id` (which may be 0), else ""."""
+    given = (row.get(name) for name in ("example_id", "id"))
+    return next((str(value) for value in given if value not in (None, "")), "")

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from cluster.errors import DataError
 from distill.formats.columns import row_decoder
 from distill.formats.files import DataFile, Source, codec_of, storage_errors
+from distill.surrogates import HALF, holds_half
 
 ROWS = 1024
 CHUNK = 1 << 20
@@ -33,7 +34,6 @@ OTHER_BOMS = {
     b"\xfe\xff": "UTF-16",
 }
 STRUCTURE = re.compile(rb'["\\{}\[\]]')
-SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 BETWEEN = b", \t\r\n"
 SHOWN_CHARS = 120
 
@@ -144,7 +144,8 @@ def _text(fs: pafs.FileSystem, file: DataFile, prefix: str) -> Iterator[Batch]:
 
 def _parse(text: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
+        decoded = text.decode("utf-8")
+        row = json.loads(decoded, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at character {error.pos + 1}") from None
     except UnicodeDecodeError as error:
@@ -156,11 +157,8 @@ def _parse(text: bytes) -> dict[str, Any]:
         raise ValueError("is nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError(f"a {type(row).__name__}, not an object")
-    if SURROGATE.search(text):
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("holds half of a surrogate pair (\\ud800 to \\udfff)") from None
+    if holds_half(row, source=decoded):
+        raise ValueError(HALF)
     return row
 
 

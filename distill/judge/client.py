@@ -11,6 +11,7 @@ from cluster.prices import TokenPrice, api_price
 from distill.config import JudgeLiteLLM
 from distill.judge.schema import response_format
 from distill.records import Message
+from distill.surrogates import without_halves
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class JudgeClient:
                 request, max_retries=self._config.max_retries, timeout_s=self._config.timeout_s
             )
             choice = response.choices[0]
-            text = choice.message.content or ""
+            text = without_halves(choice.message.content or "")
         except Exception as error:
             # One record's failure; the others are judged all the same.
             return Reply(error=f"{type(error).__name__}: {str(error)[:300]}")

@@ -9,6 +9,7 @@ from typing import Any
 from cluster.errors import ConfigError, DataError
 from distill.jsonl import read_jsonl
 from distill.judge.schema import is_share, issue_tags
+from distill.records import recorded_id
 
 Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".parquet")
@@ -102,10 +103,10 @@ def _read(file: Path) -> list[Row]:
 
 
 def _example_id(row: Row, place: str) -> str:
-    found = row.get("example_id") or row.get("id")
+    found = recorded_id(row)
     if not found:
         raise DataError(f"{place}: needs `example_id` (or `id`), the same for every candidate.")
-    return str(found)
+    return found
 
 
 def _number(row: Row, name: str, place: str) -> float | None:

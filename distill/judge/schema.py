@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from distill.surrogates import without_halves
+
 MAX_ISSUES = 5
 MAX_TAG_CHARS = 48
 SHOWN_CHARS = 200
@@ -81,7 +83,7 @@ def read_verdict(text: str, rubric: Mapping[str, str]) -> dict[str, Score]:
         scores[name] = Score(
             score=float(score),
             confidence=float(confidence) if is_share(confidence) else None,
-            reasoning=str(entry.get("reasoning") or ""),
+            reasoning=without_halves(str(entry.get("reasoning") or "")),
             issues=issue_tags(entry.get("issues")),
         )
     return scores

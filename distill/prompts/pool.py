@@ -12,6 +12,7 @@ from typing import Any
 from cluster.errors import ConfigError
 from distill.curate.refusals import refusal
 from distill.prompts.config import Grown
+from distill.surrogates import holds_half
 from distill.tasks.task import Task
 
 WORD = re.compile(r"\w+")
@@ -111,20 +112,22 @@ def read_objects(text: str) -> list[Any]:
 
     What cannot be read is an entry that is no object, so that it is counted.
     """
-    found = re.search(r"```(?:json)?\s*\n(.*?)```", text, re.DOTALL)
-    body = (found[1] if found else text).strip()
+    fenced = re.search(r"```(?:json)?\s*\n(.*?)```", text, re.DOTALL)
+    body = (fenced[1] if fenced else text).strip()
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         lines = [line.strip().rstrip(",") for line in body.splitlines()]
-        return [_object(line) for line in lines if line not in ("", "[", "]")] or [None]
-    return value if isinstance(value, list) else [value]
+        found = [_object(line) for line in lines if line not in ("", "[", "]")] or [None]
+    else:
+        found = value if isinstance(value, list) else [value]
+    return [None if holds_half(value, source=body) else value for value in found]
 
 
 def _object(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

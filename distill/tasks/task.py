@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from cluster.errors import ConfigError, DataError
 from cluster.storage import digest_of, folder_digests
 from distill.evaluate.scoring import Scored
 from distill.records import Message
+from distill.surrogates import HALF, holds_half
 from distill.tasks.spec import Comparison, TaskSpec, bundled_tasks
 from distill.teach.reasoning import split_reasoning
 
@@ -59,9 +60,10 @@ class Task:
             user = self._user.render(variables).strip()
         except TemplateError as error:
             known = ", ".join(sorted(variables)) or "none"
+            nulls = ", ".join(_nulls(variables))
             raise DataError(
                 f"{self.folder}/task.toml: a prompt template cannot be filled: {error}; "
-                f"the record has: {known}."
+                f"the record has: {known}{f'; null in it: {nulls}' if nulls else ''}."
             ) from None
         opening = [{"role": "system", "content": system}] if system else []
         return [*opening, {"role": "user", "content": user}]
@@ -79,12 +81,24 @@ class Task:
             return _parse_sections(text, output.sections)
         fenced = FENCE.match(text)
         try:
-            answer = json.loads(fenced[1] if fenced else text)
+            return self._parse_json(fenced[1] if fenced else text)
+        except RecursionError:
+            return Parsed(None, "JSON, but nested too deeply")
+
+    def _parse_json(self, text: str) -> Parsed:
+        try:
+            answer = json.loads(text)
         except ValueError as error:
             return Parsed(None, f"not JSON: {error}")
         if not isinstance(answer, dict):
             return Parsed(None, f"JSON, but a {type(answer).__name__} and no object")
-        problem = next(iter(self._validator.iter_errors(answer)), None)
+        if holds_half(answer, source=text):
+            return Parsed(None, f"JSON, but {HALF}")
+        try:
+            problem = next(iter(self._validator.iter_errors(answer)), None)
+        except (OverflowError, ValueError) as error:
+            # NaN, or a number beyond every float, against `multipleOf`.
+            return Parsed(None, f"a number in it cannot be checked: {error}")
         if problem is not None:
             where = ".".join(map(str, problem.absolute_path)) or "the answer"
             return Parsed(None, f"{where}: {problem.message}")
@@ -222,7 +236,9 @@ def _template(text: str, *, field: str, folder: Path) -> Any:
     from jinja2 import StrictUndefined, TemplateSyntaxError
     from jinja2.sandbox import SandboxedEnvironment
 
-    environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
+    environment = SandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=False, finalize=_printed
+    )
     try:
         return environment.from_string(text)
     except TemplateSyntaxError as error:
@@ -230,6 +246,26 @@ def _template(text: str, *, field: str, folder: Path) -> Any:
             f"{folder}/task.toml: {field}, line {error.lineno}: {error.message}; "
             "templates are Jinja2: {{ variable }}."
         ) from None
+
+
+def _printed(value: Any) -> Any:
+    """Return what a template prints; null would become the word None."""
+    from jinja2 import TemplateRuntimeError
+
+    if value is None:
+        raise TemplateRuntimeError(
+            "a value that it prints is null: give it one, or print it under {% if … %} only"
+        )
+    return value
+
+
+def _nulls(variables: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the paths of the values that are null."""
+    for name, value in variables.items():
+        if value is None:
+            yield f"{prefix}{name}"
+        elif isinstance(value, dict):
+            yield from _nulls(value, f"{prefix}{name}.")
 
 
 def _parse_sections(text: str, required: list[str]) -> Parsed:
@@ -253,7 +289,7 @@ def _agrees(actual: Any, expected: Any, *, comparison: Comparison, tolerance: fl
     if comparison == "number":
         try:
             return math.isclose(float(actual), float(expected), rel_tol=tolerance)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return False
     if comparison == "set":
         return isinstance(actual, list) and sorted(map(str, actual)) == sorted(

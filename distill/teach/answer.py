@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from distill.surrogates import without_halves
+
 TRUNCATED = "truncated"
 """The failure of an answer that reached `max_tokens`."""
 
@@ -30,6 +32,11 @@ class Answer:
     what came before the limit)."""
     retried: tuple[str, ...] = ()
     """The reason of each retry."""
+
+    def __post_init__(self) -> None:
+        # What was paid for is written down, whatever a model or a server made of it.
+        for name in ("completion", "rationale", "error"):
+            object.__setattr__(self, name, without_halves(getattr(self, name)))
 
     def with_usage(
         self, *, prompt_tokens: int, cached_tokens: int, completion_tokens: int, cost_usd: float

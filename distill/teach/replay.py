@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.errors import ConfigError, DataError
 from distill.jsonl import read_jsonl
+from distill.records import recorded_id
 from distill.tasks.task import Task
 from distill.teach.answer import Answer
 from distill.teach.config import ReplayTeacher
@@ -34,7 +35,7 @@ class ReplayTeacherRunner:
         path = replay_file(config, task)
         self._answers: dict[str, dict[str, Any]] = {}
         for number, row in enumerate(_rows(path), start=1):
-            key = str(row.get("example_id") or row.get("id") or "")
+            key = recorded_id(row)
             if not key or not isinstance(row.get("completion"), str):
                 raise DataError(f"{path}, record {number}: needs `completion` and an id.")
             self._answers[key] = row

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cluster.errors import DataError
+from distill.teach.answer import Answer, journal_row
 from distill.teach.bill import bill, paid_for
 from distill.teach.journal import Journal, read_journal
 from distill.teach.shared import Budget
@@ -19,6 +20,16 @@ def test_lines_come_back_and_a_half_one_does_not(tmp_path):
     rows = list(read_journal(tmp_path / "j"))
     assert [row["request_key"] for row in rows] == ["0", "1"]
     assert rows[0]["completion"] == "zwei\nZeilen ü"
+
+
+def test_half_a_character_does_not_lose_an_answer_that_was_paid_for(tmp_path):
+    answer = Answer(completion="good \ud83d", rationale="\ude00 \ud83d\ude00", error="\udc80")
+    with Journal(tmp_path) as journal:
+        journal.add(
+            journal_row({"request_key": "a", "example_id": "e"}, answer, teacher="t", payer="run")
+        )
+    [row] = read_journal(tmp_path)
+    assert (row["completion"], row["rationale"]) == ("good \ufffd", "\ufffd \U0001f600")
 
 
 def test_processes_write_beside_each_other(tmp_path):

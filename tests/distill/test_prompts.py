@@ -142,6 +142,15 @@ def test_an_id_that_stands_twice_is_refused(starter):
         build_rows(load_task(starter), [*rows, rows[0]])
 
 
+def test_an_id_or_a_split_that_is_null_is_none(starter):
+    task = load_task(starter)
+    tickets = [{"id": None, "split": None, "ticket": text} for text in ("It leaks.", "It hums.")]
+    rows = build_rows(task, [*tickets, {"id": 0, "ticket": "It smells."}])
+    assert [(row["prompt_id"], row["split"]) for row in rows] == [("", ""), ("", ""), ("0", "")]
+    with pytest.raises(DataError, match=r"prompt 2: .* is null"):
+        build_rows(task, [{"ticket": "It leaks."}, {"ticket": None}])
+
+
 def test_a_split_that_ends_empty_is_an_error(starter):
     rows = build_rows(load_task(starter), read_jsonl(starter / "prompts.jsonl")[:1])
     with pytest.raises(DataError, match="no prompt is left for"):

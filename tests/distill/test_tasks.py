@@ -65,6 +65,32 @@ def test_a_code_fence_is_read_but_prose_around_it_is_not(folder):
     assert task.parse('Sure! {"colour": "red"}').answer is None
 
 
+@pytest.mark.parametrize(
+    ("completion", "problem"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"colour": ' + "[" * 100_000, "nested too deeply"),
+        ('{"colour": "\\ud800"}', "half of a surrogate pair"),
+        (f'{{"share": 1{"0" * 400}}}', "cannot be checked"),
+        ('{"share": NaN}', "cannot be checked"),
+    ],
+)
+def test_an_answer_that_nobody_foresaw_is_invalid_and_no_exception(folder, completion, problem):
+    replace(folder, 'enum = ["red", "green"]', "[output.json_schema.properties.share]\n"
+            "multipleOf = 0.5")  # fmt: skip
+    replace(folder, 'required = ["colour"]', "")
+    parsed = load_task(folder).parse(completion)
+    assert parsed.answer is None
+    assert problem in parsed.problem
+
+
+def test_a_number_beyond_every_float_is_wrong(folder):
+    replace(folder, 'enum = ["red", "green"]', 'type = "integer"')
+    replace(folder, 'colour = "exact"', 'colour = "number"')
+    scored = load_task(folder).score(f'{{"colour": 1{"0" * 400}}}', {"colour": 7})
+    assert (scored.valid, scored.correct) == (True, False)
+
+
 def test_sections_must_be_there_and_hold_text(folder):
     schema = TASK[TASK.index("[output") : TASK.index("[score")]
     replace(folder, schema, '[output]\nformat = "sections"\nsections = ["Title", "Body"]\n')
@@ -94,6 +120,16 @@ def test_a_broken_definition_is_named_when_it_is_loaded(folder, old, new, words)
 def test_a_variable_that_a_record_lacks_is_named(folder):
     with pytest.raises(DataError, match=r"'thing' is undefined.*the record has: other"):
         load_task(folder).messages({"other": 1})
+
+
+def test_a_variable_that_is_null_is_no_word_of_a_prompt(folder):
+    replace(folder, "{{ thing }}", "{{ thing }}{% if place %} at {{ place.name }}{% endif %}")
+    task = load_task(folder)
+    assert task.messages({"thing": "grass", "place": None})[1]["content"] == "grass"
+    with pytest.raises(DataError, match=r"a value that it prints is null.*null in it: thing"):
+        task.messages({"thing": None, "place": None})
+    with pytest.raises(DataError, match=r"a value that it prints is null.*null in it: place.name"):
+        task.messages({"thing": "grass", "place": {"name": None}})
 
 
 def test_an_unknown_task_lists_those_that_there_are(tmp_path):

@@ -60,6 +60,16 @@ def test_a_recording_is_joined_by_the_prompts_id(tmp_path):
     assert answers[1].error == "no recorded answer for this prompt"
 
 
+def test_a_recording_may_count_its_ids_from_zero(tmp_path):
+    init_task(str(tmp_path / "t"))
+    task = load_task(tmp_path / "t")
+    lines = ('{"id": 0, "completion": "a"}', '{"example_id": null, "id": 1, "completion": "b"}')
+    (tmp_path / "t/answers.jsonl").write_text("\n".join(lines))
+    rows = build_rows(task, [{"id": 0, "ticket": "x"}, {"id": 1, "ticket": "y"}])
+    answers = build_teacher(ReplayTeacher(file="answers.jsonl"), task).answer(rows)
+    assert [answer.completion for answer in answers] == ["a", "b"]
+
+
 def test_a_recording_without_completions_is_refused_before_work(tmp_path):
     init_task(str(tmp_path / "t"))
     (tmp_path / "t/answers.jsonl").write_text('{"id": "t001"}\n')

@@ -124,6 +124,11 @@ def test_what_only_explains_a_score_may_be_missing_or_odd():
     assert (scores["right"].confidence, scores["right"].issues) == (None, ())
 
 
+def test_reasoning_with_half_a_character_can_be_kept():
+    text = json.dumps({"clear": entry(0.5, reasoning="fine \ud83d")})
+    assert read_verdict(text, RUBRIC)["clear"].reasoning == "fine \ufffd"
+
+
 def test_tags_are_kebab_case_and_few():
     assert issue_tags(["No Tests!", "no-tests", "", "É", 3]) == ("no-tests", "3")
     assert len(issue_tags([f"tag {n}" for n in range(20)])) == 5

@@ -244,7 +244,9 @@ def test_a_task_without_text_to_write_is_refused(task):
         Pool(task, SelfInstruct(fields=("weight",)), seeds=SEEDS, held_out=[])
 
 
-@pytest.mark.parametrize("answer", ["[]", "", "null", "[[]]"])
+@pytest.mark.parametrize(
+    "answer", ["[]", "", "null", "[[]]", "[" * 100_000, '{"ticket": "It is \\ud800."}']
+)
 def test_a_rewrite_that_is_no_prompt_is_counted_and_the_others_go_on(task, answer):
     grown = Pool(task, EvolInstruct(generations=1), seeds=list(SEEDS), held_out=[])
     good = json.dumps(ticket(7))
