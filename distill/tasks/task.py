@@ -90,6 +90,14 @@ class Task:
             return Parsed(None, f"{where}: {problem.message}")
         return Parsed(answer)
 
+    def field_problem(self, name: str, value: Any) -> str:
+        """Say why a valid answer cannot have this value in a field; empty when it can."""
+        if self.spec.output.format != "json":
+            return "" if isinstance(value, str) and value.strip() else f"{value!r} is no text"
+        validator = self._validator.evolve(schema=self.schema["properties"][name])
+        problem = next(iter(validator.iter_errors(value)), None)
+        return "" if problem is None else problem.message
+
     def score(self, completion: str, reference: dict[str, Any] | None) -> Scored:
         """Compare an answer with the reference; invalid answers are never right."""
         parsed = self.parse(completion)
