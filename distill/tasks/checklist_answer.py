@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cluster.errors import ConfigError
 from distill.tasks.checklist import Evidence, Item
 from distill.tasks.complexity import OutputField, literal_text, output_fields
 from distill.tasks.rules_of_thumb import rules_of_thumb
@@ -134,13 +135,10 @@ def success_items(evidence: Evidence) -> Iterator[Item]:
 
 
 def _verifier_problem(task: Task) -> str:
-    if not task.spec.verify:
-        return ""
     try:
-        task.function(task.spec.verify)
-    # Whatever the user's module raises while it is loaded is the finding.
-    except Exception as error:
-        return f"verify = {task.spec.verify!r}: {type(error).__name__}: {error}"
+        task.load_verify()
+    except ConfigError as error:
+        return str(error)
     return ""
 
 

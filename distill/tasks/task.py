@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import read_toml, validate
-from cluster.errors import ConfigError, DataError
+from cluster.errors import ConfigError, DataError, DistilleryError
 from cluster.storage import digest_of, folder_digests
 from distill.evaluate.scoring import Scored
 from distill.records import Message
@@ -130,6 +130,20 @@ class Task:
     def function(self, reference: str) -> Callable[..., Any]:
         """Load `module:function` from the task folder."""
         return load_function(self.folder, reference)
+
+    def load_verify(self) -> None:
+        """Load `verify` where the task has one; ConfigError says why it cannot be."""
+        if not self.spec.verify:
+            return
+        try:
+            self._verify  # noqa: B018 - loaded once and kept
+        # The module is the user's own code: whatever it raises is why it cannot be loaded.
+        except Exception as error:
+            kind = "" if isinstance(error, DistilleryError) else f"{type(error).__name__}: "
+            raise ConfigError(
+                f"{self.folder}/task.toml: verify {self.spec.verify!r} cannot be loaded: "
+                f"{kind}{error}. Mend the file, or remove `verify`."
+            ) from error
 
     def verified(self, variables: dict[str, Any], answer: dict[str, Any]) -> tuple[float, str]:
         """Run the task's `verify`: its score from 0 to 1, and its reason.
