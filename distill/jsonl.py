@@ -17,6 +17,11 @@ def read_jsonl(path: Path, *, skip_bad: bool = False) -> list[dict[str, Any]]:
 
 def iter_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSONL file; at its end DataError for all lines that are none."""
+    return (row for _, row in numbered_jsonl(path, skip_bad=skip_bad))
+
+
+def numbered_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Like `iter_jsonl`, each object with the number of its line."""
     found = 0
     problems: list[str] = []
     with path.open("rb") as file:
@@ -33,7 +38,7 @@ def iter_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[dict[str, Any]
                 problems.append(f"line {number}: {error}: {text}")
                 continue
             found += 1
-            yield row
+            yield number, row
     if problems and not skip_bad:
         shown = "\n  ".join(problems[:20])
         raise DataError(

@@ -12,12 +12,13 @@ from rich.table import Table
 
 from cluster.config import read_toml
 from cluster.errors import DistilleryError
-from distill.jsonl import read_jsonl
 from distill.prompts.grid import grid_size
 from distill.prompts.source import read_prompts
-from distill.tasks.checklist import PromptSample
+from distill.tasks.checklist import PromptSample, Recording
 from distill.tasks.checkup import Checkup, check_up
 from distill.tasks.task import Task, load_task
+from distill.teach.config import ReplayTeacher
+from distill.teach.replay import read_recording, replay_file
 
 # Enough to see strata, repeats and lengths; a large file is looked at evenly.
 LOOKED_AT = 1000
@@ -51,7 +52,8 @@ def read_sample(task: Task) -> PromptSample:
 
     What cannot be read becomes the sample's `problem`: that is a finding, not the end.
     """
-    answers = recorded_answers(task)
+    recording = recording_of(task)
+    answers = _texts(recording)
     try:
         source = task.spec.prompts
         size = grid_size(task) if source.grid else None
@@ -60,9 +62,9 @@ def read_sample(task: Task) -> PromptSample:
     # A generator is the user's own code: whatever it raises is what there is to report.
     except Exception as error:
         name = "" if isinstance(error, DistilleryError) else f"{type(error).__name__}: "
-        return PromptSample(problem=f"{name}{error}", answers=answers)
+        return PromptSample(problem=f"{name}{error}", answers=answers, recording=recording)
     total = None if source.generator else size or len(prompts)
-    return PromptSample(prompts=_evenly(prompts), total=total, answers=answers)
+    return PromptSample(prompts=_evenly(prompts), total=total, answers=answers, recording=recording)
 
 
 def render(checkup: Checkup, console: Console) -> None:
@@ -114,17 +116,29 @@ def _render_recommendation(checkup: Checkup, console: Console) -> None:
 
 def recorded_answers(task: Task) -> list[str]:
     """Return answers of the replay teacher in the run.toml beside the task, if there is one."""
+    return _texts(recording_of(task))
+
+
+def recording_of(task: Task) -> Recording | None:
+    """Read what the replay teacher in the run.toml beside the task would say.
+
+    `None` where there is no such teacher.
+    """
     run = task.folder / "run.toml"
     if not run.is_file():
-        return []
+        return None
     teacher = read_toml(run).get("teacher", {})
     if not isinstance(teacher, dict) or teacher.get("kind") != "replay":
-        return []
-    path = task.folder / str(teacher.get("file", ""))
-    if path.suffix != ".jsonl" or not path.is_file():
-        return []
-    rows = read_jsonl(path, skip_bad=True)
-    return _evenly([row["completion"] for row in rows if isinstance(row.get("completion"), str)])
+        return None
+    file = str(teacher.get("file", ""))
+    try:
+        return Recording(file, read_recording(replay_file(ReplayTeacher(file=file), task)))
+    except DistilleryError as error:
+        return Recording(file, problem=str(error))
+
+
+def _texts(recording: Recording | None) -> list[str]:
+    return _evenly([row["completion"] for row in recording.answers.values()]) if recording else []
 
 
 def _evenly(values: list[Any]) -> list[Any]:

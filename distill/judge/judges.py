@@ -44,7 +44,7 @@ def build_judge(config: AnyJudge, task: Task) -> Judge:
 
 
 def check_jury(judges: Sequence[AnyJudge], task: Task) -> None:
-    """Fail now on what would fail later: no verifier, no rubric, no key, two of one name."""
+    """Fail now on what would fail later: a broken verifier, no rubric, no key, two of one name."""
     names = [judge_name(config) for config in judges]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -58,6 +58,8 @@ def check_jury(judges: Sequence[AnyJudge], task: Task) -> None:
                 f"jury: {config.model} needs a rubric; add [rubric] to {task.folder}/task.toml."
             )
         build_judge(config, task)
+    # Whoever the judges are: which reasoning is kept hangs on it as well.
+    task.load_verify()
 
 
 class ParseJudge:

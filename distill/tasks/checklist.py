@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +28,17 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Recording:
+    """The answers that a run beside the task replays."""
+
+    file: str
+    answers: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """Records by id (`distill.teach.replay.read_recording`)."""
+    problem: str = ""
+    """Why they cannot be read; empty if they can."""
+
+
+@dataclass(frozen=True)
 class PromptSample:
     """Prompts and answers of a task, as far as they can be read."""
 
@@ -37,7 +49,9 @@ class PromptSample:
     problem: str = ""
     """Why they cannot be read; empty if they can."""
     answers: list[str] = field(default_factory=list)
-    """Recorded answers, where a run beside the task replays them."""
+    """Texts of recorded answers, not necessarily all."""
+    recording: Recording | None = None
+    """All of them with their ids, where a run beside the task replays them."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from cluster.errors import ConfigError
 from distill.tasks.checklist import Evidence, Item
 from distill.tasks.complexity import OutputField, literal_text, output_fields
 from distill.tasks.rules_of_thumb import rules_of_thumb
@@ -43,6 +46,16 @@ def output_items(evidence: Evidence) -> Iterator[Item]:
 
 def _strict(task: Task, fields: Sequence[OutputField]) -> Item:
     question = "Does the schema refuse what is missing or invented?"
+    never = _never(task.schema)
+    if never:
+        path, known = never
+        return Item(
+            "output.strict",
+            question,
+            "fail",
+            f"{path} is required, but no property: no answer is ever valid",
+            f"required may name {', '.join(known)}, or add {path} to the properties",
+        )
     optional = [f.name for f in fields if not f.required]
     open_ended = task.schema.get("additionalProperties", True) is not False
     if not optional and not open_ended:
@@ -52,6 +65,23 @@ def _strict(task: Task, fields: Sequence[OutputField]) -> Item:
     advice = ["required = [every field]"] * bool(optional)
     advice += ["additionalProperties = false"] * open_ended
     return Item("output.strict", question, "warn", "; ".join(found), "add " + " and ".join(advice))
+
+
+def _never(schema: Any) -> tuple[str, list[str]] | None:
+    """Return the path of a field that an object must and must not have, and those it may have."""
+    if not isinstance(schema, dict):
+        return None
+    properties = schema.get("properties", {})
+    closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
+    for name in schema.get("required", ()):
+        if name not in properties:
+            if closed:
+                return name, list(properties)
+            continue
+        inside = _never(properties[name])
+        if inside:
+            return f"{name}.{inside[0]}", inside[1]
+    return None
 
 
 def _named_in_prompt(task: Task, fields: Sequence[OutputField]) -> Item:
@@ -105,13 +135,10 @@ def success_items(evidence: Evidence) -> Iterator[Item]:
 
 
 def _verifier_problem(task: Task) -> str:
-    if not task.spec.verify:
-        return ""
     try:
-        task.function(task.spec.verify)
-    # Whatever the user's module raises while it is loaded is the finding.
-    except Exception as error:
-        return f"verify = {task.spec.verify!r}: {type(error).__name__}: {error}"
+        task.load_verify()
+    except ConfigError as error:
+        return str(error)
     return ""
 
 
@@ -156,6 +183,17 @@ def _better(output: OutputField, comparison: Comparison) -> str:
 def _reference(evidence: Evidence) -> Item:
     question = "What is an answer compared with?"
     name = "success.reference"
+    never = [
+        (row["prompt_id"] or row["example_id"], problem)
+        for row in evidence.rows
+        if row["reference"] and (problem := _out_of_reach(evidence.task, row["reference"]))
+    ]
+    if never:
+        prompt, problem = never[0]
+        found = f"{len(never)} of {len(evidence.rows)} references agree with no valid answer, "
+        found += f"as that of prompt {prompt}: {problem}"
+        advice = "mend `reference` in these records: an answer must be able to agree with it"
+        return Item(name, question, "fail", found, advice)
     if evidence.task.spec.verify:
         return Item(name, question, "pass", f"{evidence.task.spec.verify} decides by execution")
     known = sum(bool(row["reference"]) for row in evidence.rows)
@@ -169,6 +207,39 @@ def _reference(evidence: Evidence) -> Item:
         f"{found}; without one, the teacher's answer counts as right",
         "add `reference` at least to prompts of the test split, checked by a person",
     )
+
+
+def _out_of_reach(task: Task, text: str) -> str:
+    """Say why no valid answer agrees with a reference (JSON); empty when one can."""
+    reference: Mapping[str, Any] = json.loads(text)
+    for output in output_fields(task):
+        comparison = task.spec.score.fields.get(output.name)
+        if comparison is None:
+            continue
+        if output.name not in reference:
+            if output.required:
+                return f"it has no {output.name}"
+            continue
+        problem = _unmatched(task, output, reference[output.name], comparison)
+        if problem:
+            return f"{output.name}: {problem}"
+    return ""
+
+
+def _unmatched(task: Task, output: OutputField, value: Any, comparison: Comparison) -> str:
+    if comparison == "number":
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            return f"{value!r} is no number"
+        return ""
+    if comparison == "casefold":
+        same = {choice.strip().casefold() for choice in output.choices}
+        if not same or str(value).strip().casefold() in same:
+            return ""
+    if comparison == "set":
+        return ""  # the items may stand in any form and order
+    return task.field_problem(output.name, value)
 
 
 def _coverage(task: Task) -> Item:

@@ -12,6 +12,8 @@ from distill.tasks.checklist import Evidence, Item, Verdict
 from distill.tasks.complexity import Complexity, literal_text, output_fields
 from distill.tasks.rules_of_thumb import RulesOfThumb, rules_of_thumb
 from distill.tasks.task import Task
+from distill.teach.replay import recorded_answer
+from distill.teach.stage import MOST_FAILED
 
 # A template with fewer words of its own hardly says what is wanted.
 FEW_WORDS = 8
@@ -46,6 +48,7 @@ def input_items(evidence: Evidence) -> Iterator[Item]:
     yield _instructions(task)
     yield _enough(evidence, rules)
     yield _lengths(evidence, rules)
+    yield from _recorded(evidence)
 
 
 def _template_varies(task: Task) -> Item:
@@ -136,6 +139,54 @@ def _lengths(evidence: Evidence, rules: RulesOfThumb) -> Item:
         advice = f"the usual length filter begins at {low:,.0f} tokens: do not switch it on here"
         return Item(name, question, "warn", found, advice)
     return Item(name, question, "pass", found)
+
+
+def _recorded(evidence: Evidence) -> Iterator[Item]:
+    """Grade the answers that the run beside the task replays, if it does."""
+    recording, rows = evidence.sample.recording, evidence.rows
+    if recording is None:
+        return
+    question = "Do the recorded answers belong to the prompts, and do they fit?"
+    name = "input.answers"
+    if recording.problem:
+        advice = f"mend {recording.file}: [teacher] in run.toml names it"
+        yield Item(name, question, "fail", recording.problem, advice)
+        return
+    if not rows:
+        found = f"{len(recording.answers):,} answers, and no prompt to look at"
+        yield Item(name, question, "warn", found, "needs prompts that can be read")
+        return
+    answers = [(row, recorded_answer(recording.answers, row)) for row in rows]
+    missing = [row for row, answer in answers if answer is None]
+    if missing:
+        first = missing[0]["prompt_id"] or missing[0]["example_id"]
+        found = f"{len(missing)} of {len(rows)} prompts looked at have no answer, as {first!r}"
+        found += f" ({recording.file} has {next(iter(recording.answers))!r})"
+        few = len(missing) <= MOST_FAILED * len(rows)
+        advice = (
+            f"give each answer in {recording.file} the `id` of its prompt; "
+            f"a run stops where more than {MOST_FAILED:.0%} have none"
+        )
+        yield Item(name, question, "warn" if few else "fail", found, advice)
+        return
+    problems = [
+        (row["prompt_id"] or row["example_id"], problem)
+        for row, answer in answers
+        if answer and (problem := evidence.task.parse(answer["completion"]).problem)
+    ]
+    if not problems:
+        yield Item(name, question, "pass", f"all {len(rows)} prompts looked at have one that fits")
+        return
+    prompt, first = problems[0]
+    every = len(problems) == len(rows)
+    found = f"none of {len(rows)} fits" if every else f"{len(problems)} of {len(rows)} do not fit"
+    yield Item(
+        name,
+        question,
+        "fail" if every else "warn",
+        f"{found} the output, as that of {prompt!r}: {first}",
+        f"mend {recording.file}, or [output] in task.toml: what does not fit is not trained on",
+    )
 
 
 def edge_items(evidence: Evidence) -> Iterator[Item]:

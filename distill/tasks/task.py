@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import read_toml, validate
-from cluster.errors import ConfigError, DataError
+from cluster.errors import ConfigError, DataError, DistilleryError
 from cluster.storage import digest_of, folder_digests
 from distill.evaluate.scoring import Scored
 from distill.records import Message
@@ -104,6 +104,14 @@ class Task:
             return Parsed(None, f"{where}: {problem.message}")
         return Parsed(answer)
 
+    def field_problem(self, name: str, value: Any) -> str:
+        """Say why a valid answer cannot have this value in a field; empty when it can."""
+        if self.spec.output.format != "json":
+            return "" if isinstance(value, str) and value.strip() else f"{value!r} is no text"
+        validator = self._validator.evolve(schema=self.schema["properties"][name])
+        problem = next(iter(validator.iter_errors(value)), None)
+        return "" if problem is None else problem.message
+
     def score(self, completion: str, reference: dict[str, Any] | None) -> Scored:
         """Compare an answer with the reference; invalid answers are never right."""
         parsed = self.parse(completion)
@@ -136,6 +144,20 @@ class Task:
     def function(self, reference: str) -> Callable[..., Any]:
         """Load `module:function` from the task folder."""
         return load_function(self.folder, reference)
+
+    def load_verify(self) -> None:
+        """Load `verify` where the task has one; ConfigError says why it cannot be."""
+        if not self.spec.verify:
+            return
+        try:
+            self._verify  # noqa: B018 - loaded once and kept
+        # The module is the user's own code: whatever it raises is why it cannot be loaded.
+        except Exception as error:
+            kind = "" if isinstance(error, DistilleryError) else f"{type(error).__name__}: "
+            raise ConfigError(
+                f"{self.folder}/task.toml: verify {self.spec.verify!r} cannot be loaded: "
+                f"{kind}{error}. Mend the file, or remove `verify`."
+            ) from error
 
     def verified(self, variables: dict[str, Any], answer: dict[str, Any]) -> tuple[float, str]:
         """Run the task's `verify`: its score from 0 to 1, and its reason.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError, DataError
-from distill.jsonl import read_jsonl
+from distill.jsonl import numbered_jsonl
 from distill.records import recorded_id
 from distill.tasks.task import Task
 from distill.teach.answer import Answer
@@ -26,26 +26,43 @@ def replay_file(config: ReplayTeacher, task: Task) -> Path:
     return found
 
 
+def read_recording(path: Path) -> dict[str, dict[str, Any]]:
+    """Read recorded answers by their `example_id` or `id`.
+
+    DataError for a line that cannot be read, has no id or no `completion`.
+    """
+    answers: dict[str, dict[str, Any]] = {}
+    for place, row in _rows(path):
+        key = recorded_id(row)
+        if not key or not isinstance(row.get("completion"), str):
+            raise DataError(
+                f"{path}, {place}: needs `completion`, a text, and `id` or `example_id`."
+            )
+        answers[key] = row
+    return answers
+
+
+def recorded_answer(
+    answers: Mapping[str, dict[str, Any]], row: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return a prompt's answer by its `example_id`, or else by its id in the prompts file."""
+    return answers.get(row["example_id"]) or answers.get(row["prompt_id"] or "-")
+
+
 class ReplayTeacherRunner:
     """Looks each prompt up by `example_id`, then by the id in the prompts file."""
 
     def __init__(self, config: ReplayTeacher, task: Task, *, name: str):
         """Read the recording."""
         self.name = name
-        path = replay_file(config, task)
-        self._answers: dict[str, dict[str, Any]] = {}
-        for number, row in enumerate(_rows(path), start=1):
-            key = recorded_id(row)
-            if not key or not isinstance(row.get("completion"), str):
-                raise DataError(f"{path}, record {number}: needs `completion` and an id.")
-            self._answers[key] = row
+        self._answers = read_recording(replay_file(config, task))
 
     def answer(self, rows: Sequence[dict[str, Any]]) -> list[Answer]:
         """Return the recorded answers; a prompt without one gets an error."""
         return [self._one(row) for row in rows]
 
     def _one(self, row: dict[str, Any]) -> Answer:
-        found = self._answers.get(row["example_id"]) or self._answers.get(row["prompt_id"] or "-")
+        found = recorded_answer(self._answers, row)
         if found is None:
             return Answer(error="no recorded answer for this prompt")
         return Answer(
@@ -58,9 +75,13 @@ class ReplayTeacherRunner:
         )
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each record with its place in the file."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        return list(pq.read_table(path).to_pylist())
-    return read_jsonl(path)
+        for number, row in enumerate(pq.read_table(path).to_pylist(), start=1):
+            yield f"record {number}", row
+        return
+    for number, row in numbered_jsonl(path):
+        yield f"line {number}", row

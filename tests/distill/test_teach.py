@@ -73,7 +73,7 @@ def test_a_recording_may_count_its_ids_from_zero(tmp_path):
 def test_a_recording_without_completions_is_refused_before_work(tmp_path):
     init_task(str(tmp_path / "t"))
     (tmp_path / "t/answers.jsonl").write_text('{"id": "t001"}\n')
-    with pytest.raises(DataError, match="record 1: needs `completion`"):
+    with pytest.raises(DataError, match="line 1: needs `completion`"):
         check_teacher(ReplayTeacher(file="answers.jsonl"), load_task(tmp_path / "t"))
     with pytest.raises(ConfigError, match="no such file"):
         check_teacher(ReplayTeacher(file="missing.jsonl"), load_task(tmp_path / "t"))

@@ -86,6 +86,45 @@ def test_a_large_file_is_looked_at_evenly(starter):
     assert sample.prompts[-1]["problem"] > 2490
 
 
+def write_answers(folder, rows):
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: [{**row, "id": f"x{row['id']}"} for row in rows], "247 of 247"),
+        (lambda rows: rows[:200], "47 of 247"),
+        (lambda rows: [*rows[:2], {"id": "t001"}], "line 3: needs `completion`"),
+        (lambda rows: [{**row, "completion": "billing"} for row in rows], "none of 247"),
+        (lambda rows: [], "holds nothing"),
+    ],
+)
+def test_recorded_answers_that_a_run_could_not_use_fail(starter, change, words):
+    rows = [json.loads(line) for line in (starter / "answers.jsonl").read_text().splitlines()]
+    write_answers(starter, change(rows))
+    output = " ".join(check(str(starter), code=2).split())
+    assert words in output
+    assert "mend first: input.answers" in output
+
+
+def test_a_broken_line_or_a_missing_file_of_answers_is_named(starter):
+    with (starter / "answers.jsonl").open("a") as file:
+        file.write('{"id": \n')
+    assert "line 248" in check(str(starter), code=2)
+    (starter / "answers.jsonl").unlink()
+    assert "no such file" in check(str(starter), code=2)
+
+
+def test_a_recorded_answer_that_does_not_fit_is_to_look_at(starter):
+    rows = [json.loads(line) for line in (starter / "answers.jsonl").read_text().splitlines()]
+    write_answers(starter, [{**rows[0], "completion": "billing"}, *rows[1:]])
+    checkup = json.loads(check(str(starter), "--json", code=0))
+    (item,) = (item for item in checkup["items"] if item["id"] == "input.answers")
+    assert item["verdict"] == "warn"
+    assert "1 of 247 do not fit" in item["evidence"]
+
+
 def test_a_folder_without_a_task_names_what_there_is(tmp_path):
     done = CliRunner().invoke(cli, ["check", str(tmp_path)])
     assert isinstance(done.exception, ConfigError)

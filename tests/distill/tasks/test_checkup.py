@@ -429,6 +429,46 @@ def test_a_stratum_or_combination_that_no_prompt_has_fails(checked):
     assert verdicts(checked(missing))["edge.splits"] == "warn"
 
 
+def test_a_schema_that_no_answer_can_fit_fails(checked):
+    strict = item(checked(GOOD.replace('["team"]', '["taem"]')), "output.strict")
+    assert strict.verdict == "fail"
+    assert "taem" in strict.evidence
+    assert "required may name team" in strict.advice
+    inside = """{type = "object", additionalProperties = false, required = ["who"], properties = {
+        who = {type = "object", additionalProperties = false, required = ["nmae"],
+               properties = {name = {type = "string"}}}}}"""
+    inside = " ".join(inside.split())
+    assert "who.nmae" in item(checked(HEAD + output(inside) + PROMPTS), "output.strict").evidence
+
+
+@pytest.mark.parametrize(
+    ("comparison", "reference", "problem"),
+    [
+        ("exact", {"team": "nope"}, "'nope' is not one of"),
+        ("exact", "nope", "'nope' is not one of"),
+        ("exact", {"taem": "billing"}, "has no team"),
+        ("casefold", {"team": "nope"}, "'nope' is not one of"),
+        ("number", {"team": "two"}, "'two' is no number"),
+        ("casefold", {"team": " Billing"}, ""),
+        ("exact", {"team": "billing", "why": "an invoice"}, ""),
+    ],
+)
+def test_a_reference_that_no_answer_can_agree_with_fails(checked, comparison, reference, problem):
+    prompts = tickets(240)
+    prompts[3]["reference"] = reference
+    toml = GOOD.replace('team = "exact"', f'team = "{comparison}"')
+    found = item(checked(toml, prompts=prompts[3:]), "success.reference")
+    assert (found.verdict == "fail") is bool(problem)
+    assert problem in found.evidence
+    assert ("prompt t3" in found.evidence) is bool(problem)
+
+
+def test_a_reference_may_leave_out_what_an_answer_may_leave_out(checked):
+    optional = GOOD.replace('required = ["team"]', "required = []")
+    prompts = [{**prompt, "reference": {}} for prompt in tickets(240)]
+    assert item(checked(optional, prompts=prompts), "success.reference").verdict != "fail"
+
+
 def test_a_deployment_given_from_outside_replaces_the_tasks_own(tmp_path):
     (tmp_path / "task.toml").write_text(GOOD)
     sample = PromptSample(prompts=tickets(240), total=240)
