@@ -18,7 +18,7 @@ from cluster.config import StrictModel
 from cluster.errors import DataError
 from cluster.example import Message
 from cluster.prompt_features import BUCKETS, COUNTS, features_of, prompt_of, settings
-from cluster.storage import Store
+from cluster.storage import folder_and_name
 
 FORMAT = "distillery-routing"
 VERSION = 1
@@ -112,9 +112,9 @@ def calibrated(raw: float, by: Calibration) -> float:
 
 def read_predictor(uri: str, *, field: str) -> Predictor:
     """Read a routing file at a path or URI; DataError names `field`, what is wrong and the fix."""
-    folder, _, name = uri.rpartition("/")
     try:
-        found = json.loads(Store(folder or ".").read_bytes(name))
+        store, name = folder_and_name(uri)
+        found = json.loads(store.read_bytes(name))
     except OSError as error:
         why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
         raise DataError(f"{field} {uri!r} {why}; {REMAKE}, or leave the section out.") from None

@@ -44,8 +44,8 @@ class Store:
 
     def __truediv__(self, path: str) -> Store:
         """Return the store of a sub-folder."""
-        head, mark, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
-        return Store(f"{head.rstrip('/')}/{path}{mark}{query}")
+        head, query = _query_apart(self.uri)
+        return Store(f"{head.rstrip('/')}/{path}{query}")
 
     def path(self, path: str = "") -> str:
         """Return the path inside the file system (an absolute path when local)."""
@@ -217,6 +217,19 @@ class _Beside:
             fs.delete_dir(self.temporary)
         elif info.type == pafs.FileType.File:
             fs.delete_file(self.temporary)
+
+
+def folder_and_name(uri: str | Path) -> tuple[Store, str]:
+    """Return the store of the folder that a path or URI lies in, and its name there."""
+    head, query = _query_apart(str(uri))
+    folder, slash, name = head.rstrip("/").rpartition("/")
+    return Store(f"{folder or slash or '.'}{query}"), name
+
+
+def _query_apart(uri: str) -> tuple[str, str]:
+    """Split the query (`?endpoint_override=…`) off a URI; a path has none."""
+    head, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
+    return head, mark + query
 
 
 def rows_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:

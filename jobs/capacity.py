@@ -123,7 +123,7 @@ def measure_run(
     **settings: Any,
 ) -> None:  # fmt: skip
     """Measure a curve and write it to `out`."""
-    from cluster.storage import Store
+    from cluster.storage import folder_and_name
     from serve.capacity.measure import CONCURRENCIES, measure_curve
 
     display = Display()
@@ -143,8 +143,8 @@ def measure_run(
     )
     if startup_s is not None:
         curve = curve.model_copy(update={"startup_s": startup_s})
-    folder, _, name = out.rpartition("/")
-    Store(folder or ("/" if out.startswith("/") else ".")).write_json(name, curve.model_dump())
+    store, name = folder_and_name(out)
+    store.write_json(name, curve.model_dump())
     display.say(f"written to {out}; of one replica, if the server has one")
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from cluster.config import StrictModel, validate
 from cluster.errors import ConfigError
-from cluster.storage import Store
+from cluster.storage import folder_and_name
 
 
 class Point(StrictModel):
@@ -125,8 +125,7 @@ class ServiceCurve(StrictModel):
 
 def read_curve(uri: str | Path) -> ServiceCurve:
     """Read a curve's JSON; ConfigError lists what is wrong with it, DataError what is no JSON."""
-    folder, _, name = str(uri).rpartition("/")
-    store = Store(folder or ".")
+    store, name = folder_and_name(uri)
     if not store.is_file(name):
         raise ConfigError(
             f"{uri}: no such file; give the JSON that `distillery capacity --measure URL --model "

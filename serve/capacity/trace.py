@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import DataError
-from cluster.storage import Store
+from cluster.storage import folder_and_name
 
 DAY_S = 86_400.0
 TOKENS = ("prompt_tokens", "completion_tokens")
@@ -65,8 +65,7 @@ def read_trace(uri: str) -> Trace:
 
 
 def _table(uri: str) -> pa.Table:
-    folder, _, name = uri.rstrip("/").rpartition("/")
-    store = Store(folder or ("/" if uri.startswith("/") else "."))
+    store, name = folder_and_name(uri)
     if not store.exists(name):
         raise DataError(
             f"{uri}: no such file or folder. Give JSONL, CSV, Parquet or a request log."

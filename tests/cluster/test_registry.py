@@ -10,7 +10,7 @@ from s3_server import s3_server
 from cluster.errors import RegistryError
 from cluster.models import model_digest
 from cluster.registry import AdapterManifest, Registry, Split
-from cluster.storage import Store
+from cluster.storage import Store, folder_and_name
 
 
 @pytest.fixture
@@ -142,6 +142,23 @@ def test_a_folder_below_a_uri_keeps_its_query(s3):
     below.write_json("a.json", {"here": True})
     assert Store(uri).read_json("usage/2026-11-22/a.json") == {"here": True}
     assert (Store("/data/what?") / "x").path() == "/data/what?/x"
+    beside, name = folder_and_name(uri.replace("registry?", "registry/usage/2026-11-22/a.json?"))
+    assert (beside.uri, name) == (below.uri, "a.json")
+    assert beside.read_json(name) == {"here": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "name"),
+    [
+        ("/data/log/", "/data", "log"),
+        ("/a.json", "/", "a.json"),
+        ("a.json", ".", "a.json"),
+        ("b/why?.json", "b", "why?.json"),
+    ],
+)
+def test_a_path_is_its_folder_and_its_name(path, folder, name):
+    store, found = folder_and_name(path)
+    assert (store.uri, found) == (folder, name)
 
 
 @pytest.mark.parametrize("name", ["../etc", "a/b", "", "A", ".hidden", "x\x00y", "name@v1@v2"])
