@@ -198,10 +198,12 @@ class Gateway:
         self._deciding = asyncio.create_task(self._splits.follow(poll_s=config.alias_poll_s))
 
     async def _follow(self, replicas: DeploymentHandle) -> None:
-        """Wait for the first warm replica, then follow the registry."""
+        """Wait for the first warm replica if one has to run, then follow the registry."""
         while True:
             try:
-                if await call_every_replica(replicas, "resident_adapters"):
+                warm = await call_every_replica(replicas, "resident_adapters")
+                # With none, a request starts one: its name has to be known by then.
+                if warm or self._config.min_replicas == 0:
                     break
             except Exception as error:
                 log.info("no replica answers yet (%s)", type(error).__name__)
@@ -235,7 +237,10 @@ class Gateway:
 
     @api.get("/ready")
     async def ready(self, request: Request) -> Response:
-        """200 once replicas are warm and aliases are loaded; routes and refusals for admins."""
+        """200 once replicas are warm and aliases are loaded; routes and refusals for admins.
+
+        With `min_replicas = 0` also while no replica runs: a request starts one.
+        """
         ready = self.is_ready()
         body: dict[str, Any] = {"ready": ready}
         with suppress(ApiError):

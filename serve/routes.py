@@ -86,6 +86,8 @@ class RouteTable:
         """What ended here, and may still stand in the registry."""
         self.refused: dict[str, str] = {}
         """Model id → why it is not served."""
+        self.unconfirmed: set[str] = set()
+        """Wanted versions that nobody could confirm, because no replica runs."""
         self._targets: dict[str, Target] = {}
 
     def route(
@@ -146,9 +148,20 @@ class RouteTable:
                 raise refused_model(model, reason=reason)
             return self.target(name, version)
         alias = Alias(name, pointer or DEFAULT_ALIAS)
-        if (live := self.live.get(alias)) is not None:
-            return self.target(name, live)
+        if (answering := self._version(alias)) is not None:
+            return self.target(name, answering)
         raise self._no_live_version(model, alias)
+
+    def _version(self, alias: Alias) -> int | None:
+        """The live version; where no replica runs the wanted one.
+
+        The request then starts a replica, which checks what it loads.
+        """
+        wanted = self.wanted.get(alias)
+        model_id = f"{alias.name}@v{wanted}"
+        if model_id in self.unconfirmed and model_id not in self.refused:
+            return wanted
+        return self.live.get(alias)
 
     def _no_live_version(self, model: str, alias: Alias) -> ApiError:
         wanted = self.wanted.get(alias)
@@ -169,10 +182,13 @@ class RouteTable:
         return target
 
     def cards(self, *, created: int) -> Iterator[dict[str, Any]]:
-        """Yield `/v1/models` entries: the base, live aliases, versions that are not refused."""
+        """Yield `/v1/models` entries: the base, aliases that answer, versions not refused."""
         base = self.base.served_name
         yield _card(base, created=created, root=base, parent=None)
-        for alias, version in sorted(self.live.items(), key=lambda item: item[0].shown):
+        for alias in sorted(self.live | self.wanted, key=lambda alias: alias.shown):
+            version = self._version(alias)
+            if version is None:
+                continue
             root = f"{alias.name}@v{version}"
             made = self.known.get(alias.name, {}).get(version, created)
             yield _card(alias.shown, created=made, root=root, parent=base)

@@ -147,13 +147,20 @@ class RegistryWatcher:
     async def swap(self) -> None:
         """Bring every alias that moved to where the registry points, if all replicas follow."""
         moved = [a for a, version in self.table.wanted.items() if self.table.live.get(a) != version]
+        wanted = {f"{alias.name}@v{self.table.wanted[alias]}" for alias in moved}
+        self.table.unconfirmed &= wanted
         for alias in sorted(moved, key=lambda a: (a.alias != DEFAULT_ALIAS, a.shown)):
             version = self.table.wanted[alias]
             model_id = f"{alias.name}@v{version}"
             if time.monotonic() < self._retry_at.get(model_id, 0.0):
                 continue
             before = self.table.live.get(alias)
-            if await self.load(model_id):
+            confirmed = await self.load(model_id)
+            if confirmed is None:
+                # Nor would another alias find a replica.
+                self.table.unconfirmed = wanted
+                return
+            if confirmed:
                 self.table.live[alias] = version
                 if before is not None:
                     self._on_swap(alias.name, time.monotonic() - self._seen_at[alias][1])
@@ -183,7 +190,10 @@ class RegistryWatcher:
                 continue
             if time.monotonic() < self._retry_at.get(model_id, 0.0):
                 continue
-            if await self.load(model_id):
+            confirmed = await self.load(model_id)
+            if confirmed is None:
+                return
+            if confirmed:
                 table.splits[alias] = self._split[alias] = split
                 log.info(
                     "%s: %s of v%d at %g", alias.shown, split.mode, split.version, split.weight
@@ -228,16 +238,21 @@ class RegistryWatcher:
             for model_id in pins:
                 await self.load(model_id)
 
-    async def load(self, model_id: str) -> bool:
-        """Load `model_id` on every replica; False, with the reason kept, if one cannot."""
+    async def load(self, model_id: str) -> bool | None:
+        """Load `model_id` on every replica; False, with the reason kept, if one cannot.
+
+        `None` if no replica runs: nothing is known of it then.
+        """
         started = time.monotonic()
         try:
             answers = await self._load(model_id)
-            reasons = [reason for reason in answers if reason is not None]
-            reason = reasons[0] if reasons else None if answers else "no replica runs"
+            if not answers:
+                return None
+            reason = next((reason for reason in answers if reason is not None), None)
         except Exception as error:
             log.exception("loading %s failed", model_id)
             reason = f"a replica failed while loading it ({type(error).__name__})"
+        self.table.unconfirmed.discard(model_id)
         self._on_load(model_id, time.monotonic() - started, reason is None)
         if reason is None:
             self.table.refused.pop(model_id, None)

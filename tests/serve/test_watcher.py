@@ -124,6 +124,43 @@ def test_no_replica_confirms_nothing(registry: Registry) -> None:
     assert PROD not in watcher.table.live
 
 
+def test_while_no_replica_runs_a_request_goes_where_the_registry_points(
+    registry: Registry,
+) -> None:
+    watcher, replicas = follow(registry)
+    table = watcher.table
+
+    async def nobody(model_id: str) -> list[str | None]:
+        return []
+
+    def answers() -> str:
+        return table.route("reconcile").target.version
+
+    watcher._load = nobody
+    asyncio.run(step(watcher))
+    assert answers() == "v1"
+    assert table.resolve("reconcile@v1").version == "v1"
+    assert "reconcile" in {card["id"] for card in table.cards(created=1)}
+    assert watcher.status()["refused"] == {}
+    # The replica that such a request wakes has checked what it loads.
+    watcher._load = replicas.load
+    asyncio.run(step(watcher))
+    assert table.live[PROD] == 1
+
+    watcher._load = nobody
+    registry.promote("reconcile", 2)
+    asyncio.run(step(watcher))
+    assert (answers(), table.live[PROD]) == ("v2", 1)
+    replicas.refuse["reconcile@v2"] = "a file was changed"
+    watcher._load = replicas.load
+    asyncio.run(step(watcher))
+    assert answers() == "v1"
+    # With replicas again, a move waits for all of them again.
+    registry.promote("reconcile", 3)
+    asyncio.run(watcher.refresh(max_age_s=0.0))
+    assert answers() == "v1"
+
+
 def test_a_registry_that_vanishes_changes_nothing(registry: Registry) -> None:
     watcher, _ = follow(registry)
     asyncio.run(step(watcher))
