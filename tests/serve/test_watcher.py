@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.registry import AdapterManifest, Registry, Split
-from serve.routes import Alias, RouteTable
+from serve.routes import Alias, NotLoaded, RouteTable
 from serve.split.running import Splits
 from serve.watcher import RegistryWatcher
 
@@ -46,9 +46,10 @@ class Replicas:
         self.refuse: dict[str, str] = {}
         self.asked: list[tuple[str, int | None]] = []
 
-    async def load(self, model_id: str) -> list[str | None]:
+    async def load(self, model_id: str) -> list[NotLoaded | None]:
         self.asked.append((model_id, self.table.live.get(PROD)))
-        return [None, self.refuse.get(model_id)]
+        reason = self.refuse.get(model_id)
+        return [None, NotLoaded(reason) if reason else None]
 
 
 @pytest.fixture
@@ -103,20 +104,22 @@ def test_a_replica_that_dies_while_loading_keeps_the_route(registry: Registry) -
     watcher, _ = follow(registry)
     asyncio.run(step(watcher))
 
-    async def die(model_id: str) -> list[str | None]:
+    async def die(model_id: str) -> list[NotLoaded | None]:
         raise ConnectionError("gone")
 
     watcher._load = die
     registry.promote("reconcile", 3)
     asyncio.run(step(watcher))
     assert watcher.table.live[PROD] == 1
-    assert "ConnectionError" in watcher.table.refused["reconcile@v3"]
+    assert "ConnectionError" in watcher.status()["refused"]["reconcile@v3"]
+    # Whoever asks for the version itself may find a replica that lives.
+    assert watcher.table.resolve("reconcile@v3").version == "v3"
 
 
 def test_no_replica_confirms_nothing(registry: Registry) -> None:
     watcher, _ = follow(registry)
 
-    async def nobody(model_id: str) -> list[str | None]:
+    async def nobody(model_id: str) -> list[NotLoaded | None]:
         return []
 
     watcher._load = nobody
@@ -130,7 +133,7 @@ def test_while_no_replica_runs_a_request_goes_where_the_registry_points(
     watcher, replicas = follow(registry)
     table = watcher.table
 
-    async def nobody(model_id: str) -> list[str | None]:
+    async def nobody(model_id: str) -> list[NotLoaded | None]:
         return []
 
     def answers() -> str:
@@ -202,7 +205,7 @@ def test_a_swap_is_timed_from_its_being_seen_to_its_going_live(registry: Registr
     assert swapped == []
     registry.promote("reconcile", 2)
 
-    async def slow(model_id: str) -> list[str | None]:
+    async def slow(model_id: str) -> list[NotLoaded | None]:
         await asyncio.sleep(0.2)
         return [None]
 
