@@ -12,10 +12,18 @@ async def call_every_replica(
     """Call `method(*args)` on every running replica behind `handle`; one result each.
 
     A load balancer's handle reaches one replica; a swap needs all of them to confirm. Raises what
-    the first failing replica raised, and TimeoutError when no replica runs.
+    the first failing replica raised.
     """
     from ray.llm._internal.serve.utils.broadcast import broadcast
 
+    def call() -> list[Any]:
+        try:
+            return list(broadcast(handle, method, args=args))
+        except TimeoutError:
+            # Half a minute without a first replica, after which nobody was called.
+            if handle.running_replicas_populated():
+                raise
+            return []
+
     # It waits with time.sleep and ray.get: not in an event loop that answers requests.
-    call = asyncio.to_thread(broadcast, handle, method, args=args)
-    return await asyncio.wait_for(call, timeout=timeout_s)
+    return await asyncio.wait_for(asyncio.to_thread(call), timeout=timeout_s)

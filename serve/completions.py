@@ -146,9 +146,9 @@ class Completions:
             try:
                 return await self._answer(call)
             except ApiError as error:
-                if error.kind != "refused_adapter":
+                if error.kind not in ("refused_adapter", "not_ready"):
                     raise
-                # Published, and no replica can hold it.
+                # Published, and no replica can hold it, or none at the moment.
                 found.routed_to = None
                 call.send_to(asked)
             finally:

@@ -25,7 +25,9 @@ class ApiError(Exception):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
         type: str | None = None,
+        reason: str | None = None,
     ):
+        """`reason` is the bare cause where the message is more than that."""
         super().__init__(message)
         self.message = message
         self.status = status
@@ -33,6 +35,7 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.headers = dict(headers or {})
+        self.reason = reason
         self.type = type or ("invalid_request_error" if status < 500 else "server_error")
 
     def as_dict(self) -> dict[str, Any]:
@@ -133,13 +136,14 @@ def unknown_model(model: str) -> ApiError:
 
 
 def refused_model(model: str, *, reason: str) -> ApiError:
-    """A published version that this server will not serve (404): asking again changes nothing."""
+    """A published version that does not fit this server (404): asking again seldom helps."""
     return ApiError(
         f"The model {model!r} is published but this server refuses it: {reason}",
         status=404,
         kind="refused_adapter",
         param="model",
         code="adapter_refused",
+        reason=reason,
     )
 
 

@@ -41,7 +41,7 @@ from serve.reading import read_body
 from serve.replicas import Replicas
 from serve.request_log import RequestLog
 from serve.requests import parse_object, request_id_of
-from serve.routes import RouteTable
+from serve.routes import NotLoaded, RouteTable
 from serve.routing.router import Router, RoutingParts
 from serve.split.running import Splits
 from serve.split.shadow import Shadows
@@ -107,12 +107,12 @@ class Gateway:
         # half the work. Within a request of Serve's proxy Ray 2.60 would not unpickle the answer.
         by = replicas.options(_by_reference=not config.is_direct)
         self._table = RouteTable(base_name)
-        # A refused adapter is known from now on: it leaves /v1/models and is not tried again.
+        # A refused adapter is known for a while: it leaves /v1/models and is not tried again.
         asked = Replicas(
             answer=by.options(method_name="answer"),
             stream=by.options(method_name="stream", stream=True),
             timeout_s=config.request_timeout_s,
-            on_refused=self._table.refused.__setitem__,
+            on_refused=lambda model_id, reason: self._table.refuse(model_id, NotLoaded(reason)),
         )
         self._created = int(time.time())
         self._pages = ApiPages(replicas, with_keys=bool(config.keys))
@@ -139,7 +139,7 @@ class Gateway:
             else None
         )
 
-        async def load(model_id: str) -> list[str | None]:
+        async def load(model_id: str) -> list[NotLoaded | None]:
             return await call_every_replica(replicas, "load_adapter", model_id)
 
         async def unload(model_id: str) -> list[bool]:
@@ -198,10 +198,12 @@ class Gateway:
         self._deciding = asyncio.create_task(self._splits.follow(poll_s=config.alias_poll_s))
 
     async def _follow(self, replicas: DeploymentHandle) -> None:
-        """Wait for the first warm replica, then follow the registry."""
+        """Wait for the first warm replica if one has to run, then follow the registry."""
         while True:
             try:
-                if await call_every_replica(replicas, "resident_adapters"):
+                warm = await call_every_replica(replicas, "resident_adapters")
+                # With none, a request starts one: its name has to be known by then.
+                if warm or self._config.min_replicas == 0:
                     break
             except Exception as error:
                 log.info("no replica answers yet (%s)", type(error).__name__)
@@ -235,7 +237,10 @@ class Gateway:
 
     @api.get("/ready")
     async def ready(self, request: Request) -> Response:
-        """200 once replicas are warm and aliases are loaded; routes and refusals for admins."""
+        """200 once replicas are warm and aliases are loaded; routes and refusals for admins.
+
+        With `min_replicas = 0` also while no replica runs: a request starts one.
+        """
         ready = self.is_ready()
         body: dict[str, Any] = {"ready": ready}
         with suppress(ApiError):

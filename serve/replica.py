@@ -25,15 +25,15 @@ from cluster.models import model_digest
 from cluster.registry import Registry
 from serve.adapters import AdapterFolders
 from serve.engine_errors import explain_engine_error, prompt_length, raising
-from serve.errors import ApiError, internal, refused_model
+from serve.errors import ApiError, internal, not_ready, refused_model
 from serve.fields import check_fields
 from serve.gather import gathered
 from serve.holders import announce
 from serve.metrics import repeat, resident_gauge
 from serve.observe import Usage, observe, observed
 from serve.recent import RecentLatencies
-from serve.residents import Residents
-from serve.routes import DEFAULT_ALIAS
+from serve.residents import NoFreeSlot, Residents
+from serve.routes import DEFAULT_ALIAS, NotLoaded
 from serve.schemas import FIELDS, api_schemas, validated
 
 log = logging.getLogger("ray.serve")
@@ -93,8 +93,8 @@ class ModelReplica(LLMServer):
         engine_s = time.monotonic() - started
         await self._warm(None)
         for model_id in await asyncio.to_thread(self._aliased):
-            if reason := await self.load_adapter(model_id):
-                log.error("%s is not served: %s", model_id, reason)
+            if why := await self.load_adapter(model_id):
+                log.error("%s is not served: %s", model_id, why.reason)
         log.info("engine up after %.1f s, warm %.1f s", engine_s, time.monotonic() - started)
 
     def _tell(self) -> None:
@@ -125,16 +125,17 @@ class ModelReplica(LLMServer):
         self._residents.pinned = frozenset(pins)
         return list(dict.fromkeys([*pins, *(m for _, m in sorted(found))]))[: self._residents.limit]
 
-    async def load_adapter(self, model_id: str) -> str | None:
+    async def load_adapter(self, model_id: str) -> NotLoaded | None:
         """Load and warm `name@v3`; returns `None`, or why it was refused."""
         try:
             async with self._holding(model_id):
                 return None
         except RegistryError as error:
-            return _for_clients(str(error), self._registry)
+            reason = _for_clients(str(error), self._registry)
+            return NotLoaded(reason, passes=isinstance(error, NoFreeSlot))
         except Exception as error:
             log.exception("%s could not be loaded", model_id)
-            return f"the engine could not load it ({type(error).__name__})"
+            return NotLoaded(f"the engine could not load it ({type(error).__name__})")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve collects for the autoscaling policy: `finished` and `p90_s`."""
@@ -312,6 +313,8 @@ class ModelReplica(LLMServer):
         if isinstance(error, ApiError):
             return error
         log.error("%s is refused: %s", model_id, error)
+        if isinstance(error, NoFreeSlot):
+            return not_ready(f"The model {model_id!r} cannot be loaded at the moment: {error}")
         return refused_model(str(model_id), reason=_for_clients(str(error), self._registry))
 
     def _explain(self, message: str, param: str | None, payload: dict[str, Any]) -> ApiError:

@@ -130,5 +130,5 @@ class Replicas:
     def _replica_error(self, call: Call, fields: dict[str, Any]) -> ApiError:
         error = ApiError(**fields)
         if error.kind == "refused_adapter" and call.target and call.target.model_id:
-            self._on_refused(call.target.model_id, error.message)
+            self._on_refused(call.target.model_id, error.reason or error.message)
         return error

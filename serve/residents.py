@@ -17,6 +17,10 @@ from cluster.errors import RegistryError
 Action = Callable[[str], Awaitable[None]]
 
 
+class NoFreeSlot(RegistryError):
+    """Every slot holds an adapter that has to stay: nothing is wrong with the one asked for."""
+
+
 @dataclass
 class _Resident:
     users: int = 0
@@ -73,7 +77,7 @@ class Residents:
         """The least recently used of the idle ones, or of all if none is idle."""
         free = [model_id for model_id in self._residents if model_id not in self.pinned]
         if not free:
-            raise RegistryError(
+            raise NoFreeSlot(
                 f"all {self.limit} slots hold pinned adapters; unpin one or raise serve.max_loras."
             )
         idle = (model_id for model_id in free if not self._residents[model_id].users)

@@ -7,15 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.registry import Split
 from serve.errors import ApiError, not_ready, refused_model, unknown_model
 
 DEFAULT_ALIAS = "prod"
 VERSION = re.compile(r"v([0-9]{1,9})")
+REFUSED_S = 30.0
+"""A version that was not loaded may be asked for again after this: what was wrong may be over."""
+
+
+class NotLoaded(NamedTuple):
+    """Why a replica did not load a version."""
+
+    reason: str
+    passes: bool = False
+    """Whether that may be over, or other on another replica, at any moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +81,9 @@ class RouteTable:
     before a swap or after it, never between.
     """
 
-    def __init__(self, base_name: str):
+    def __init__(self, base_name: str, *, clock: Callable[[], float] = time.monotonic):
+        """`clock` returns seconds that never go back."""
+        self._clock = clock
         self.base = Target(base_name, None, "base", "-")
         self.known: dict[str, dict[int, int]] = {}
         """Name → version → creation time (Unix seconds)."""
@@ -84,8 +97,9 @@ class RouteTable:
         """Second versions that every replica has confirmed."""
         self.ended_splits: dict[Alias, Split] = {}
         """What ended here, and may still stand in the registry."""
-        self.refused: dict[str, str] = {}
-        """Model id → why it is not served."""
+        self._refused: dict[str, tuple[NotLoaded, float]] = {}
+        self.unconfirmed: set[str] = set()
+        """Wanted versions that nobody could confirm, because no replica runs."""
         self._targets: dict[str, Target] = {}
 
     def route(
@@ -108,6 +122,29 @@ class RouteTable:
         if not chosen(alias, split, asker):
             return Routed(target, alias, split)
         return Routed(self.target(alias.name, split.version), alias, split)
+
+    def refuse(self, model_id: str, why: NotLoaded) -> None:
+        """Remember for a while that a version could not be loaded."""
+        self._refused[model_id] = why, self._clock() + REFUSED_S
+
+    def accept(self, model_id: str) -> None:
+        """Forget that: it is loaded."""
+        self._refused.pop(model_id, None)
+
+    def refusal(self, model_id: str) -> NotLoaded | None:
+        """Why a version is not served, as far as that is known and not too long ago."""
+        why, until = self._refused.get(model_id, (None, 0.0))
+        return why if self._clock() < until else None
+
+    def refusals(self) -> dict[str, str]:
+        """Model id → why it is not served."""
+        found = {model_id: self.refusal(model_id) for model_id in self._refused}
+        return {model_id: why.reason for model_id, why in found.items() if why is not None}
+
+    def _refused_for(self, model_id: str) -> str | None:
+        """Why nobody need ask for it; what may pass is left to the replicas."""
+        why = self.refusal(model_id)
+        return None if why is None or why.passes else why.reason
 
     def end_split(self, alias: Alias, split: Split) -> None:
         """Take a second version out of the routes, whatever the registry says of it from now on."""
@@ -142,19 +179,31 @@ class RouteTable:
             version = int(match[1])
             if version not in versions or pointer != f"v{version}":
                 raise unknown_model(model)
-            if reason := self.refused.get(model):
+            if reason := self._refused_for(model):
                 raise refused_model(model, reason=reason)
             return self.target(name, version)
         alias = Alias(name, pointer or DEFAULT_ALIAS)
-        if (live := self.live.get(alias)) is not None:
-            return self.target(name, live)
+        if (answering := self._version(alias)) is not None:
+            return self.target(name, answering)
         raise self._no_live_version(model, alias)
+
+    def _version(self, alias: Alias) -> int | None:
+        """The live version; where no replica runs the wanted one.
+
+        The request then starts a replica, which checks what it loads.
+        """
+        wanted = self.wanted.get(alias)
+        model_id = f"{alias.name}@v{wanted}"
+        if model_id in self.unconfirmed and not self._refused_for(model_id):
+            return wanted
+        return self.live.get(alias)
 
     def _no_live_version(self, model: str, alias: Alias) -> ApiError:
         wanted = self.wanted.get(alias)
         if wanted is None:
             return unknown_model(model)
-        reason = self.refused.get(f"{alias.name}@v{wanted}", "it is still being loaded")
+        why = self.refusal(f"{alias.name}@v{wanted}")
+        reason = why.reason if why is not None else "it is still being loaded"
         return not_ready(
             f"The model {alias.shown!r} points at version v{wanted}, which no replica serves: "
             f"{reason}"
@@ -169,17 +218,20 @@ class RouteTable:
         return target
 
     def cards(self, *, created: int) -> Iterator[dict[str, Any]]:
-        """Yield `/v1/models` entries: the base, live aliases, versions that are not refused."""
+        """Yield `/v1/models` entries: the base, aliases that answer, versions not refused."""
         base = self.base.served_name
         yield _card(base, created=created, root=base, parent=None)
-        for alias, version in sorted(self.live.items(), key=lambda item: item[0].shown):
+        for alias in sorted(self.live | self.wanted, key=lambda alias: alias.shown):
+            version = self._version(alias)
+            if version is None:
+                continue
             root = f"{alias.name}@v{version}"
             made = self.known.get(alias.name, {}).get(version, created)
             yield _card(alias.shown, created=made, root=root, parent=base)
         for name, versions in sorted(self.known.items()):
             for version, made in sorted(versions.items()):
                 model_id = f"{name}@v{version}"
-                if model_id not in self.refused:
+                if not self._refused_for(model_id):
                     yield _card(model_id, created=made, root=model_id, parent=base)
 
 

@@ -18,16 +18,17 @@ from datetime import datetime
 from typing import Any
 
 from cluster.registry import Registry, Split
-from serve.routes import DEFAULT_ALIAS, Alias, RouteTable
+from serve.routes import DEFAULT_ALIAS, REFUSED_S, Alias, NotLoaded, RouteTable
 
 log = logging.getLogger("ray.serve")
 
-LoadEverywhere = Callable[[str], Awaitable[Sequence[str | None]]]
+LoadEverywhere = Callable[[str], Awaitable[Sequence[NotLoaded | None]]]
 """Load a model id on every replica: for each `None` (loaded and warm) or why it was refused."""
 
 OnEveryReplica = Callable[[str], Awaitable[Any]]
 
-RETRY_S = 15.0
+RETRY_S = REFUSED_S / 2
+"""Between two tries of a version: what stays refused is never forgotten in between."""
 FRESH_S = 0.05
 
 
@@ -147,13 +148,20 @@ class RegistryWatcher:
     async def swap(self) -> None:
         """Bring every alias that moved to where the registry points, if all replicas follow."""
         moved = [a for a, version in self.table.wanted.items() if self.table.live.get(a) != version]
+        wanted = {f"{alias.name}@v{self.table.wanted[alias]}" for alias in moved}
+        self.table.unconfirmed &= wanted
         for alias in sorted(moved, key=lambda a: (a.alias != DEFAULT_ALIAS, a.shown)):
             version = self.table.wanted[alias]
             model_id = f"{alias.name}@v{version}"
             if time.monotonic() < self._retry_at.get(model_id, 0.0):
                 continue
             before = self.table.live.get(alias)
-            if await self.load(model_id):
+            confirmed = await self.load(model_id)
+            if confirmed is None:
+                # Nor would another alias find a replica.
+                self.table.unconfirmed = wanted
+                return
+            if confirmed:
                 self.table.live[alias] = version
                 if before is not None:
                     self._on_swap(alias.name, time.monotonic() - self._seen_at[alias][1])
@@ -164,7 +172,7 @@ class RegistryWatcher:
                     "%s stays at %s: %s",
                     alias.shown,
                     f"v{before}" if before else "no version",
-                    self.table.refused[model_id],
+                    self.table.refusals()[model_id],
                 )
 
     async def swap_splits(self) -> None:
@@ -183,13 +191,16 @@ class RegistryWatcher:
                 continue
             if time.monotonic() < self._retry_at.get(model_id, 0.0):
                 continue
-            if await self.load(model_id):
+            confirmed = await self.load(model_id)
+            if confirmed is None:
+                return
+            if confirmed:
                 table.splits[alias] = self._split[alias] = split
                 log.info(
                     "%s: %s of v%d at %g", alias.shown, split.mode, split.version, split.weight
                 )
             else:
-                log.error("%s: no %s: %s", alias.shown, split.mode, table.refused[model_id])
+                log.error("%s: no %s: %s", alias.shown, split.mode, table.refusals()[model_id])
 
     def _retire(self, name: str, version: int | None) -> None:
         """Have every replica unload a version that nothing points at, once it has drained."""
@@ -228,22 +239,28 @@ class RegistryWatcher:
             for model_id in pins:
                 await self.load(model_id)
 
-    async def load(self, model_id: str) -> bool:
-        """Load `model_id` on every replica; False, with the reason kept, if one cannot."""
+    async def load(self, model_id: str) -> bool | None:
+        """Load `model_id` on every replica; False, with the reason kept, if one cannot.
+
+        `None` if no replica runs: nothing is known of it then.
+        """
         started = time.monotonic()
         try:
             answers = await self._load(model_id)
-            reasons = [reason for reason in answers if reason is not None]
-            reason = reasons[0] if reasons else None if answers else "no replica runs"
+            if not answers:
+                return None
+            why = next((why for why in answers if why is not None), None)
         except Exception as error:
             log.exception("loading %s failed", model_id)
             reason = f"a replica failed while loading it ({type(error).__name__})"
-        self._on_load(model_id, time.monotonic() - started, reason is None)
-        if reason is None:
-            self.table.refused.pop(model_id, None)
+            why = NotLoaded(reason, passes=True)
+        self.table.unconfirmed.discard(model_id)
+        self._on_load(model_id, time.monotonic() - started, why is None)
+        if why is None:
+            self.table.accept(model_id)
             self._retry_at.pop(model_id, None)
             return True
-        self.table.refused[model_id] = reason
+        self.table.refuse(model_id, why)
         self._retry_at[model_id] = time.monotonic() + RETRY_S
         return False
 
@@ -257,6 +274,6 @@ class RegistryWatcher:
             },
             "splits": {a.shown: s.model_dump() for a, s in table.splits.items()},
             "pinned": list(self._pins),
-            "refused": dict(table.refused),
+            "refused": table.refusals(),
             "registry": self.problem or "ok",
         }

@@ -15,7 +15,7 @@ from cluster.storage import Store
 from serve.admit import Door
 from serve.completions import Completions
 from serve.config import ServeConfig
-from serve.errors import ApiError, internal, refused_model
+from serve.errors import ApiError, internal
 from serve.live import LiveFigures
 from serve.metrics import GatewayMetrics
 from serve.observe import Usage
@@ -55,7 +55,7 @@ class Frontier:
 class FakeReplicas:
     """Answers with the name of the version that was asked."""
 
-    def __init__(self, *, refuses: str, breaks: bool, hangs: bool):
+    def __init__(self, *, refuses: dict[str, ApiError], breaks: bool, hangs: bool):
         self.asked: list[str] = []
         self.refuses = refuses
         self.breaks = breaks
@@ -64,8 +64,8 @@ class FakeReplicas:
     async def answer(self, call: Any, payload: Any, *, logprobs: bool) -> ReplicaAnswer:
         name = call.target.served_name
         self.asked.append(name)
-        if name == self.refuses:
-            raise refused_model(name, reason="rank 64 is above 16")
+        if name in self.refuses:
+            raise self.refuses[name]
         if self.hangs:
             await asyncio.sleep(60)
         body = {
@@ -126,12 +126,12 @@ class Served:
     """The gateway's request path without Ray: `reconcile` v1 and v2, `large` v1 and a broken v2."""
 
     def __init__(self, tmp_path: Any, predictor: Predictor, to: str, *, teacher: Any = None,
-                 quality: dict[str, Any] | None = None, refuses: str = "",
+                 quality: dict[str, Any] | None = None, refuses: dict[str, ApiError] | None = None,
                  breaks: bool = False, hangs: bool = False):  # fmt: skip
         self.table = RouteTable("base")
         self.table.known = {"reconcile": {1: 0, 2: 0}, "large": {1: 0, 2: 0}}
         self.table.live = {Alias("reconcile", "prod"): 1, Alias("large", "prod"): 1}
-        self.replicas = FakeReplicas(refuses=refuses, breaks=breaks, hangs=hangs)
+        self.replicas = FakeReplicas(refuses=refuses or {}, breaks=breaks, hangs=hangs)
         self.kept = Kept()
         self.counted: list[tuple[str, str]] = []
         parts = {}

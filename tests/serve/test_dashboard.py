@@ -29,7 +29,7 @@ from serve.dashboard import PAGE, PAGE_HEADERS
 from serve.errors import ApiError
 from serve.keys import KeyFile, new_key
 from serve.live import LiveFigures
-from serve.routes import Alias, RouteTable
+from serve.routes import Alias, NotLoaded, RouteTable
 from serve.split.running import Splits
 from serve.watcher import RegistryWatcher
 
@@ -67,7 +67,7 @@ class Gateway:
         self.splits = Splits(registry, table)
         self.door = Door(config, price=None)
 
-        async def load(model_id: str) -> list[str | None]:
+        async def load(model_id: str) -> list[NotLoaded | None]:
             return [None, None]
 
         async def everywhere(method: str, *arguments: Any) -> list[Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.example import example_id
+from serve.call import Call
 from serve.engine_errors import explain_engine_error, raising
 from serve.errors import (
     ApiError,
@@ -21,7 +23,9 @@ from serve.errors import (
     timed_out,
     unknown_model,
 )
+from serve.replicas import Replicas
 from serve.requests import parse_body, prompt_messages, request_id_of
+from serve.routes import Routed, Target
 
 LIMIT = 10_000
 
@@ -101,6 +105,26 @@ def test_errors_have_openai_s_shape() -> None:
     # A replica's error crosses to the gateway as its fields.
     again = ApiError(**refused_model("reconcile@v3", reason="rank").as_dict())
     assert again.body == refused_model("reconcile@v3", reason="rank").body
+
+
+def test_a_replica_s_refusal_is_remembered_by_its_bare_reason() -> None:
+    class Handle:
+        def options(self, **options: Any) -> Handle:
+            return self
+
+        async def remote(self, *arguments: Any) -> Any:
+            return 404, refused_model("reconcile@v3", reason="rank 64 is above 16").as_dict(), None
+
+    async def run() -> dict[str, str]:
+        told: dict[str, str] = {}
+        asked = Replicas(answer=Handle(), stream=Handle(), timeout_s=5, on_refused=told.__setitem__)
+        call = Call("chat", "r1")
+        call.send_to(Routed(Target("reconcile@v3", "reconcile@v3", "reconcile", "v3")))
+        with pytest.raises(ApiError, match="is published but this server refuses it: rank 64"):
+            await asked.answer(call, {}, logprobs=False)
+        return told
+
+    assert asyncio.run(run()) == {"reconcile@v3": "rank 64 is above 16"}
 
 
 def test_a_long_model_name_is_not_echoed_whole() -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from serve.residents import Residents
+from serve.residents import NoFreeSlot, Residents
 
 
 class Engine:
@@ -126,6 +126,19 @@ def test_a_failed_load_is_the_callers_and_holds_no_slot() -> None:
             await _use(held, "bad@v1")
         await asyncio.wait_for(_use(held, "good@v1"), timeout=1)
         assert held.ids == ["good@v1"]
+
+    asyncio.run(scenario())
+
+
+def test_slots_that_are_all_pinned_are_said_to_be() -> None:
+    async def scenario() -> None:
+        held = residents(Engine(), 1)
+        await _use(held, "pinned@v1")
+        held.pinned = frozenset({"pinned@v1"})
+        with pytest.raises(NoFreeSlot, match=r"all 1 slots hold pinned adapters; unpin one"):
+            await _use(held, "new@v1")
+        held.pinned = frozenset()
+        await _use(held, "new@v1")
 
     asyncio.run(scenario())
 

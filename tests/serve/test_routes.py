@@ -6,11 +6,19 @@ import pytest
 
 from cluster.registry import Split
 from serve.errors import ApiError
-from serve.routes import Alias, RouteTable
+from serve.routes import REFUSED_S, Alias, NotLoaded, RouteTable
 
 
-def table() -> RouteTable:
-    routes = RouteTable("small-llama")
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def table(clock: Clock | None = None) -> RouteTable:
+    routes = RouteTable("small-llama", clock=clock or Clock())
     routes.known = {"reconcile": {1: 100, 2: 200, 3: 300}, "draft": {1: 50}}
     routes.wanted = {Alias("reconcile", "prod"): 3, Alias("reconcile", "canary"): 2}
     routes.live = {Alias("reconcile", "prod"): 1, Alias("reconcile", "canary"): 2}
@@ -81,16 +89,34 @@ def test_a_user_stays_with_one_version_and_a_key_in_an_ab_test_alone() -> None:
 
 def test_a_refused_version_says_why() -> None:
     routes = table()
-    routes.refused["reconcile@v2"] = "rank 64 is above 16"
+    routes.refuse("reconcile@v2", NotLoaded("rank 64 is above 16"))
     with pytest.raises(ApiError, match="rank 64 is above 16") as caught:
         routes.resolve("reconcile@v2")
     assert caught.value.status == 404
 
 
+def test_a_refusal_is_forgotten_after_a_while() -> None:
+    clock = Clock()
+    routes = table(clock)
+    routes.refuse("reconcile@v2", NotLoaded("a file was changed"))
+    clock.now += REFUSED_S + 1
+    assert routes.resolve("reconcile@v2").version == "v2"
+    assert "reconcile@v2" in {card["id"] for card in routes.cards(created=1)}
+    assert routes.refusals() == {}
+
+
+def test_what_may_pass_is_shown_and_left_to_the_replicas() -> None:
+    routes = table()
+    routes.refuse("reconcile@v2", NotLoaded("a replica died", passes=True))
+    assert routes.resolve("reconcile@v2").version == "v2"
+    assert "reconcile@v2" in {card["id"] for card in routes.cards(created=1)}
+    assert routes.refusals() == {"reconcile@v2": "a replica died"}
+
+
 def test_an_alias_whose_only_version_is_refused_is_not_ready() -> None:
     routes = table()
     routes.wanted[Alias("draft", "prod")] = 1
-    routes.refused["draft@v1"] = "a file was changed"
+    routes.refuse("draft@v1", NotLoaded("a file was changed"))
     with pytest.raises(ApiError, match="a file was changed") as caught:
         routes.resolve("draft")
     assert caught.value.status == 503
@@ -99,7 +125,7 @@ def test_an_alias_whose_only_version_is_refused_is_not_ready() -> None:
 
 def test_models_lists_what_may_be_asked_for() -> None:
     routes = table()
-    routes.refused["reconcile@v3"] = "rank"
+    routes.refuse("reconcile@v3", NotLoaded("rank"))
     cards = {card["id"]: card for card in routes.cards(created=1)}
     assert set(cards) == {
         "small-llama",

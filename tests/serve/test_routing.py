@@ -15,6 +15,7 @@ from cluster.difficulty import Predictor
 from cluster.errors import ConfigError
 from cluster.registry import Split
 from serve.config import ServeConfig
+from serve.errors import not_ready, refused_model
 from serve.request_log import SCHEMA
 from serve.routes import Alias
 
@@ -87,8 +88,11 @@ def test_the_student_answers_where_nobody_serves_the_destination(tmp_path, predi
     assert served.counted == [("student", "not_there")]
 
 
-def test_a_destination_that_no_replica_can_hold_costs_no_answer(tmp_path, predictor):
-    served = Served(tmp_path, predictor, "large@v2", refuses="large@v2")
+@pytest.mark.parametrize(
+    "error", [refused_model("large@v2", reason="rank"), not_ready("All slots are pinned.")]
+)
+def test_a_destination_that_no_replica_can_hold_costs_no_answer(tmp_path, predictor, error):
+    served = Served(tmp_path, predictor, "large@v2", refuses={"large@v2": error})
     answer = served.ask(HARD)
     assert (answer.status_code, served.replicas.asked) == (200, ["large@v2", "reconcile@v1"])
     assert served.counted == [("student", "not_there")]

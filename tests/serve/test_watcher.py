@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.registry import AdapterManifest, Registry, Split
-from serve.routes import Alias, RouteTable
+from serve.routes import Alias, NotLoaded, RouteTable
 from serve.split.running import Splits
 from serve.watcher import RegistryWatcher
 
@@ -46,9 +46,10 @@ class Replicas:
         self.refuse: dict[str, str] = {}
         self.asked: list[tuple[str, int | None]] = []
 
-    async def load(self, model_id: str) -> list[str | None]:
+    async def load(self, model_id: str) -> list[NotLoaded | None]:
         self.asked.append((model_id, self.table.live.get(PROD)))
-        return [None, self.refuse.get(model_id)]
+        reason = self.refuse.get(model_id)
+        return [None, NotLoaded(reason) if reason else None]
 
 
 @pytest.fixture
@@ -103,25 +104,64 @@ def test_a_replica_that_dies_while_loading_keeps_the_route(registry: Registry) -
     watcher, _ = follow(registry)
     asyncio.run(step(watcher))
 
-    async def die(model_id: str) -> list[str | None]:
+    async def die(model_id: str) -> list[NotLoaded | None]:
         raise ConnectionError("gone")
 
     watcher._load = die
     registry.promote("reconcile", 3)
     asyncio.run(step(watcher))
     assert watcher.table.live[PROD] == 1
-    assert "ConnectionError" in watcher.table.refused["reconcile@v3"]
+    assert "ConnectionError" in watcher.status()["refused"]["reconcile@v3"]
+    # Whoever asks for the version itself may find a replica that lives.
+    assert watcher.table.resolve("reconcile@v3").version == "v3"
 
 
 def test_no_replica_confirms_nothing(registry: Registry) -> None:
     watcher, _ = follow(registry)
 
-    async def nobody(model_id: str) -> list[str | None]:
+    async def nobody(model_id: str) -> list[NotLoaded | None]:
         return []
 
     watcher._load = nobody
     asyncio.run(step(watcher))
     assert PROD not in watcher.table.live
+
+
+def test_while_no_replica_runs_a_request_goes_where_the_registry_points(
+    registry: Registry,
+) -> None:
+    watcher, replicas = follow(registry)
+    table = watcher.table
+
+    async def nobody(model_id: str) -> list[NotLoaded | None]:
+        return []
+
+    def answers() -> str:
+        return table.route("reconcile").target.version
+
+    watcher._load = nobody
+    asyncio.run(step(watcher))
+    assert answers() == "v1"
+    assert table.resolve("reconcile@v1").version == "v1"
+    assert "reconcile" in {card["id"] for card in table.cards(created=1)}
+    assert watcher.status()["refused"] == {}
+    # The replica that such a request wakes has checked what it loads.
+    watcher._load = replicas.load
+    asyncio.run(step(watcher))
+    assert table.live[PROD] == 1
+
+    watcher._load = nobody
+    registry.promote("reconcile", 2)
+    asyncio.run(step(watcher))
+    assert (answers(), table.live[PROD]) == ("v2", 1)
+    replicas.refuse["reconcile@v2"] = "a file was changed"
+    watcher._load = replicas.load
+    asyncio.run(step(watcher))
+    assert answers() == "v1"
+    # With replicas again, a move waits for all of them again.
+    registry.promote("reconcile", 3)
+    asyncio.run(watcher.refresh(max_age_s=0.0))
+    assert answers() == "v1"
 
 
 def test_a_registry_that_vanishes_changes_nothing(registry: Registry) -> None:
@@ -165,7 +205,7 @@ def test_a_swap_is_timed_from_its_being_seen_to_its_going_live(registry: Registr
     assert swapped == []
     registry.promote("reconcile", 2)
 
-    async def slow(model_id: str) -> list[str | None]:
+    async def slow(model_id: str) -> list[NotLoaded | None]:
         await asyncio.sleep(0.2)
         return [None]
 
