@@ -160,6 +160,9 @@ def worker_environment(train: TrainConfig, accelerator: str | None) -> dict[str,
         env |= {
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": str(train.threads_per_worker),
+            # Two threads that spin while they wait are a third faster on a machine that does
+            # nothing else, and two to twenty times slower beside anything: docs/log.md.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             # Without these glibc gives every large tensor back to the kernel and faults its
             # pages in again for the next one: docs/log.md has the figures.
             "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
