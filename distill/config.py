@@ -38,7 +38,7 @@ class PromptsConfig(StrictModel):
     """Prompts for the loss that early stopping and the held-out-loss gate watch."""
     test: int = Field(default=200, ge=1)
     """Held-out prompts of the evaluation; nothing is trained or selected on them."""
-    seed: int = 17
+    seed: int = Field(default=17, ge=0)
     """Seed of generated prompts and of the split of given ones."""
     skip_bad: bool = False
     """Go on without the lines of a prompts file that cannot be read (`--skip-bad`)."""
@@ -120,7 +120,7 @@ class SelectConfig(StrictModel):
     sample: int | None = Field(default=None, ge=1)
     """Prompts compared, the same for every candidate; `None` takes 50 where they are asked, else
     all that they share."""
-    seed: int = 17
+    seed: int = Field(default=17, ge=0)
     """Seed of the sample and of the bootstrap."""
     bootstrap_samples: int = Field(default=1000, ge=100)
     """Resamples of the 95% percentile bootstrap intervals (Efron 1979)."""

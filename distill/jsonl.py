@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import DataError
+from distill.surrogates import HALF, holds_half
 
 
 def read_jsonl(path: Path, *, skip_bad: bool = False) -> list[dict[str, Any]]:
@@ -30,15 +31,22 @@ def numbered_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[tuple[int,
                 continue
             try:
                 # Notepad and Excel put a byte order mark before the first line.
-                row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                row = json.loads(line)
                 if not isinstance(row, dict):
                     raise ValueError(f"a {type(row).__name__}, not an object")
+                if holds_half(row, source=line):
+                    raise ValueError(HALF)
+            except RecursionError:
+                problem = "is nested too deeply"
             except ValueError as error:
-                text = raw[:120].decode("utf-8", "replace").rstrip()
-                problems.append(f"line {number}: {error}: {text}")
+                problem = str(error)
+            else:
+                found += 1
+                yield number, row
                 continue
-            found += 1
-            yield number, row
+            text = raw[:120].decode("utf-8", "replace").rstrip()
+            problems.append(f"line {number}: {problem}: {text}")
     if problems and not skip_bad:
         shown = "\n  ".join(problems[:20])
         raise DataError(

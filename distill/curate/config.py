@@ -142,5 +142,5 @@ class DiversityConfig(StrictModel):
     max_share: float = Field(default=0.3, gt=0, le=1)
     """Records of a dominant cluster beyond this share are rejected (`dominant_cluster`); 1 rejects
     none."""
-    seed: int = 17
+    seed: int = Field(default=17, ge=0)
     """Seed of k-means."""

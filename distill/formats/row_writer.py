@@ -139,7 +139,7 @@ def _sharegpt_turn(message: Message, index: int) -> Row:
         if key in TOOL_KEYS or key in ("from", "value"):
             raise ShapeError(f"{where}.{key}: sharegpt has no place for it; use --to messages")
     rest = {k: v for k, v in message.items() if k not in ("role", "content")}
-    return {"from": role, "value": _text(message, where, shape=Shape.SHAREGPT), **rest}
+    return {"from": role, "value": text_of(message, where, shape=Shape.SHAREGPT), **rest}
 
 
 def _plain_prompt(record: Record, shape: Shape) -> str:
@@ -154,14 +154,14 @@ def _plain_prompt(record: Record, shape: Shape) -> str:
             )
         for key in message.keys() - {"role", "content"}:
             raise ShapeError(f"{where}.{key}: {shape} holds text alone; use --to {wider}")
-        _text(message, where, shape=shape)
+        text_of(message, where, shape=shape)
     roles = [message["role"] for message in record["messages"]]
     if roles != ["user"]:
         raise ShapeError(
             f"messages: {shape} holds one question and one answer, the prompt here is "
             f"{' + '.join(roles) or 'empty'}; use --to {wider}"
         )
-    return _text(record["messages"][0], "messages[0]", shape=shape)
+    return text_of(record["messages"][0], "messages[0]", shape=shape)
 
 
 def _answer(record: Record, shape: Shape) -> str:
@@ -173,8 +173,11 @@ def _answer(record: Record, shape: Shape) -> str:
     return record["completion"]
 
 
-def _text(message: Message, where: str, *, shape: Shape) -> str:
-    """Return a message's text. Parts become their text if all of them are text."""
+def text_of(message: Message, where: str, *, shape: str) -> str:
+    """Return a message's text. Parts become their text if all of them are text.
+
+    `shape` is what has no place for anything else.
+    """
     content = message["content"]
     if isinstance(content, str):
         return content

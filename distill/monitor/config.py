@@ -42,7 +42,7 @@ class MonitorConfig(StrictModel):
     """Clusters of the embeddings (k-means) whose shares the PSI compares."""
     permutations: int = Field(default=999, ge=99)
     """Permutations of the embeddings' test: the smallest p-value is 1 / (permutations + 1)."""
-    seed: int = 17
+    seed: int = Field(default=17, ge=0)
     """Of the draw, the clusters and the permutations."""
 
     @model_validator(mode="after")

@@ -35,7 +35,7 @@ class Grown(StrictModel):
     0.7); held-out prompts count as known."""
     max_words: int = Field(default=600, ge=1)
     """Longest prompt kept, in words of its fields."""
-    seed: int = 17
+    seed: int = Field(default=17, ge=0)
     """Of the choice of examples, parents and operations."""
 
 

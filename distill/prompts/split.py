@@ -59,10 +59,26 @@ def render(task: Task, prompts: Iterable[Row]) -> Iterator[Row]:
             "split": split,
             "prompt_id": prompt_id,
             "messages": messages,
-            "variables": canonical_json(variables),
-            "reference": canonical_json(reference) if reference is not None else "",
+            "variables": _json_text(variables, number),
+            "reference": _json_text(reference, number) if reference is not None else "",
             "stratum": str(stratum or ""),
         }
+
+
+def _json_text(values: Row, number: int) -> str:
+    """Return a prompt's values as JSON; DataError names the one that cannot become it."""
+    try:
+        return canonical_json(values)
+    except TypeError:
+        for name, value in values.items():
+            try:
+                canonical_json(value)
+            except TypeError as error:
+                raise DataError(
+                    f"prompt {number}: {name} {value!r:.80} cannot become JSON: {error}. Make it "
+                    "text or a number; dates and times are text."
+                ) from None
+        raise
 
 
 def build_rows(task: Task, prompts: Iterable[Row]) -> list[Row]:

@@ -35,5 +35,5 @@ class RelabelConfig(StrictModel):
     """Folder of the dataset versions; empty: `datasets/<adapter>` beside the run folders."""
     masking: MaskingConfig = MaskingConfig()
     """What is masked before a teacher sees a request, whatever the server had masked."""
-    seed: int = 17
+    seed: int = Field(default=17, ge=0)
     """Of the clusters."""

@@ -144,7 +144,7 @@ class SeveralTeachers(StrictModel):
     """The teachers, each as it would stand alone under `[teacher]`."""
     weights: tuple[float, ...] = ()
     """Of a mixture, one for each member; empty: equal shares."""
-    seed: int = 17
+    seed: int = Field(default=17, ge=0)
     """Of a mixture: which prompt goes to whom."""
     price: Price | None = None
     """API price that the cost table compares with, in place of what the members cost together."""

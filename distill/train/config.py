@@ -211,7 +211,7 @@ class TrainConfig(StrictModel):
     """Checkpoints kept, best validation loss first; the latest is always kept."""
     max_failures: int = Field(default=3, ge=0)
     """Worker failures survived by restarting from the last checkpoint."""
-    seed: int = 17
+    seed: int = Field(default=17, ge=0)
     """Seed of the adapter's initial weights and of the shuffle."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Merged over the DeepSpeed configuration that the fields above make."""

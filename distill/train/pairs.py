@@ -10,8 +10,9 @@ from cluster.errors import DataError
 from distill.formats.convert import open_source
 from distill.formats.reading import read_batches
 from distill.formats.row_reader import read
-from distill.formats.shapes import ShapeError, recognise
-from distill.records import example_id
+from distill.formats.row_writer import text_of
+from distill.formats.shapes import TOOL_KEYS, ShapeError, recognise
+from distill.records import Message, example_id
 
 Row = dict[str, Any]
 
@@ -105,13 +106,25 @@ def asked(messages: Sequence[Row]) -> str:
 def _row(row: Row, where: str) -> Row:
     try:
         record = read(row, recognise(row))
+        messages = [_plain(m, f"messages[{index}]") for index, m in enumerate(record["messages"])]
     except ShapeError as error:
         raise DataError(f"{where}: {error}") from None
-    messages = [{"role": m["role"], "content": m["content"]} for m in record["messages"]]
-    if record["completion"] is None:
+    completion = record["completion"]
+    if completion is None and messages[-1]["role"] == "assistant":
+        # An answer in parts stays among the turns when it is read.
+        completion = messages.pop()["content"]
+    if completion is None:
         raise DataError(f"{where}: has no answer in text")
     name = record["id"] or example_id(messages)
     plain: Row = {"example_id": name, "messages": messages}
     if record["rejected"] is not None:
-        return plain | {"chosen": record["completion"], "rejected": record["rejected"]}
-    return plain | {"completion": record["completion"]}
+        return plain | {"chosen": completion, "rejected": record["rejected"]}
+    return plain | {"completion": completion}
+
+
+def _plain(message: Message, where: str) -> Message:
+    """Return a message of nothing but role and text; anything else is a ShapeError."""
+    for key in TOOL_KEYS:
+        if key in message:
+            raise ShapeError(f"{where}.{key}: training has no place for it; leave the row out")
+    return {"role": message["role"], "content": text_of(message, where, shape="training")}

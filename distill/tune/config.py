@@ -101,7 +101,7 @@ class TuneConfig(StrictModel):
     between them is more than noise; 0 says nothing about it."""
     budget_minutes: float | None = Field(default=None, gt=0)
     """Stop what runs after so many minutes of one call; the next call goes on from there."""
-    seed: int = 17
+    seed: int = Field(default=17, ge=0)
     """Seed of the values that are drawn; each training has `train.seed`."""
 
     @field_validator("confirm_seeds")

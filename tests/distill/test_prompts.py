@@ -1,9 +1,14 @@
 """Prompts are read or generated, and no held-out one shares what the task keeps apart."""
 
+import datetime
 import json
+from decimal import Decimal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from cluster.errors import DataError
 from cluster.storage import Store
@@ -12,6 +17,8 @@ from distill.jsonl import read_jsonl
 from distill.prompts.split import SPLITS, Index, assign, build_rows, contamination
 from distill.prompts.stage import make_prompts
 from distill.tasks.task import load_task
+from distill.train.config import TrainConfig
+from distill.tune.config import TuneConfig
 
 SIZES = PromptsConfig(train=200, validation=40, test=100, seed=5)
 
@@ -134,6 +141,34 @@ def test_a_byte_order_mark_is_not_part_of_the_first_record(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8-sig")
     assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_half_a_character_and_endless_nesting_are_broken_lines(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"a": "\\ud800"}\n{"a": ' + "[" * 100_000 + '\n{"a": "\\ud83d\\ude00"}\n')
+    with pytest.raises(DataError, match=r"line 1: holds half of a surr(.|\n)*line 2: .*deeply"):
+        read_jsonl(path)
+    assert read_jsonl(path, skip_bad=True) == [{"a": "\U0001f600"}]
+
+
+def test_a_date_in_a_parquet_file_is_named_with_its_prompt(starter, tmp_path):
+    task = load_task(starter)
+    pq.write_table(
+        pa.table({"ticket": ["It leaks."], "day": [datetime.date(2025, 1, 2)]}),
+        starter / "prompts.parquet",
+    )
+    toml = starter / "task.toml"
+    toml.write_text(toml.read_text().replace("prompts.jsonl", "prompts.parquet"))
+    with pytest.raises(DataError, match=r"prompt 1: day datetime.date\(2025, 1, 2\) cannot become"):
+        make_prompts(load_task(starter), PromptsConfig(), store=Store(tmp_path / "run"))
+    with pytest.raises(DataError, match=r"prompt 2: paid .* cannot become JSON.*text"):
+        build_rows(task, [{"ticket": "a"}, {"ticket": "b", "reference": {"paid": Decimal("1.5")}}])
+
+
+@pytest.mark.parametrize("section", [PromptsConfig, TrainConfig, TuneConfig])
+def test_a_seed_below_zero_is_refused_before_any_work(section):
+    with pytest.raises(ValidationError, match=r"seed\n.*greater than or equal to 0"):
+        section(seed=-1)
 
 
 def test_an_id_that_stands_twice_is_refused(starter):

@@ -10,7 +10,13 @@ import pytest
 
 from cluster.errors import DataError
 from distill.train.config import TrainConfig
-from distill.train.pairs import asked, pairs_from_file, pairs_from_scores, split_pairs
+from distill.train.pairs import (
+    asked,
+    pairs_from_file,
+    pairs_from_scores,
+    read_records,
+    split_pairs,
+)
 
 ROW = {
     "example_id": "a",
@@ -143,6 +149,50 @@ def test_pairs_come_from_a_file_too(tmp_path: Path) -> None:
     path.write_text('{"prompt": "1 + 1?", "completion": "2"}\n')
     with pytest.raises(DataError, match=r"train\.dpo\.pairs: .*row 1 has no rejected"):
         pairs_from_file(str(path))
+
+
+def parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+def test_a_text_in_parts_is_their_text(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    turns = [
+        {"role": "user", "content": parts("1 + ", "1?")},
+        {"role": "assistant", "content": parts("2")},
+    ]
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    [row] = read_records(str(path), field="train.mix.data")
+    assert row["messages"] == [{"role": "user", "content": "1 + 1?"}]
+    assert row["completion"] == "2"
+    pair = {"prompt": turns[:1], "chosen": "2", "rejected": "3"}
+    path.write_text(json.dumps(pair) + "\n")
+    [first] = pairs_from_file(str(path))
+    assert first["messages"] == [{"role": "user", "content": "1 + 1?"}]
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            r"line 1: messages\[1\]\.content\[0\]: training has no place for 'image_url'",
+        ),
+        (
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+            r"line 1: messages\[1\]\.tool_calls: training has no place for it",
+        ),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_place(
+    tmp_path: Path, turn: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "data.jsonl"
+    user = {"role": "user", "content": "1 + 1?"}
+    turns = [user, turn, user, {"role": "assistant", "content": "2"}]
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    with pytest.raises(DataError, match=message):
+        read_records(str(path), field="train.mix.data")
 
 
 def pair_about(number: int, name: str) -> dict[str, Any]:
