@@ -20,8 +20,10 @@ def iter_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[dict[str, Any]
     return (row for _, row in numbered_jsonl(path, skip_bad=skip_bad))
 
 
-def numbered_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Like `iter_jsonl`, each object with the number of its line."""
+def numbered_jsonl(
+    path: Path, *, skip_bad: bool = False, advice: str = "Mend or remove them."
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Like `iter_jsonl`, each object with the number of its line; `advice` ends the error."""
     found = 0
     problems: list[str] = []
     with path.open("rb") as file:
@@ -40,9 +42,6 @@ def numbered_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[tuple[int,
             yield number, row
     if problems and not skip_bad:
         shown = "\n  ".join(problems[:20])
-        raise DataError(
-            f"{path}: {len(problems)} line(s) cannot be read:\n  {shown}\n"
-            "Mend them, or keep the other lines with --skip-bad."
-        )
+        raise DataError(f"{path}: {len(problems)} line(s) cannot be read:\n  {shown}\n{advice}")
     if not found:
         raise DataError(f"{path} holds nothing; put one JSON object on each line.")

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.errors import DataError
-from distill.jsonl import iter_jsonl
+from distill.jsonl import numbered_jsonl
 from distill.prompts.grid import grid_prompts
 from distill.tasks.task import Task
 
 BATCH_ROWS = 2048
+SKIP_BAD = (
+    "Mend or remove them, or keep the other lines: `distillery run` with --skip-bad, or "
+    "skip_bad = true under [prompts] of the run."
+)
 
 
 def read_prompts(
@@ -46,4 +50,5 @@ def read_prompts(
             for batch in file.iter_batches(BATCH_ROWS):
                 yield from batch.to_pylist()
         return
-    yield from iter_jsonl(path, skip_bad=skip_bad)
+    for _, row in numbered_jsonl(path, skip_bad=skip_bad, advice=SKIP_BAD):
+        yield row

@@ -126,8 +126,19 @@ def test_broken_lines_are_all_named_with_number_and_text(tmp_path):
     assert "not json" in message
     assert "line 4: a list, not an object" in message
     assert "line 5: " in message
-    assert "--skip-bad" in message
+    assert "Mend or remove them" in message
+    assert "skip" not in message  # only a run's prompts can be read so
     assert read_jsonl(path, skip_bad=True) == [{"a": 1}, {"a": 2}]
+
+
+def test_broken_prompts_say_how_to_go_on_without_them(starter, tmp_path):
+    with (starter / "prompts.jsonl").open("a") as file:
+        file.write("not json\n")
+    task, config = load_task(starter), PromptsConfig(train=150, validation=16, test=40)
+    with pytest.raises(DataError, match=r"--skip-bad.*or skip_bad = true under \[prompts\]"):
+        make_prompts(task, config, store=Store(tmp_path / "run"))
+    config = config.model_copy(update={"skip_bad": True})
+    assert make_prompts(task, config, store=Store(tmp_path / "run")).total == 206
 
 
 def test_an_id_that_stands_twice_is_refused(starter):
