@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from click.testing import CliRunner
 
@@ -130,3 +132,44 @@ def test_a_dry_run_knows_the_stages_and_a_generator(starter):
         raise dry_run(starter).exception
     with pytest.raises(ConfigError, match=r"make.py cannot be loaded: ModuleNotFoundError"):
         preflight(starter_run(starter), ["generate"])
+
+
+def with_a_model(folder):
+    """Take the starter's own advice: its commented teacher in place of the recording."""
+    file = folder / "run.toml"
+    text = file.read_text()
+    advised = "\n".join(re.findall(r"^#   (.*)$", text, re.MULTILINE))
+    recorded = 'kind = "replay"\nfile = "answers.jsonl"'
+    assert recorded in text
+    file.write_text(text.replace(recorded, advised))
+
+
+@pytest.mark.slow  # LiteLLM takes seconds to import
+def test_the_model_that_the_starter_names_is_taken_as_it_stands(starter, monkeypatch):
+    with_a_model(starter)
+    monkeypatch.delenv("DEEPSEEK_API_KEY", raising=False)
+    done = dry_run(starter)
+    assert done.exit_code == 0, done.output
+    assert "216 " in done.output
+    assert "dollars" in done.output
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "x")
+    preflight(starter_run(starter), ["generate", "curate"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("anthropic/claude-sonnet-4-20250514", "accept_teacher_terms = true"),
+        ("openai/never-heard-of", r"give \[teacher.price\]"),
+    ],
+)
+def test_a_dry_run_refuses_the_teacher_that_the_run_refuses(starter, monkeypatch, model, message):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    with_a_model(starter)
+    flags = ["--teacher.model", model]
+    with pytest.raises(ConfigError, match=message):
+        raise dry_run(starter, *flags).exception
+    with pytest.raises(ConfigError, match=message):
+        preflight(starter_run(starter, *flags), ["generate"])
