@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cluster.errors import DataError
 
@@ -31,7 +31,7 @@ def numbered_jsonl(
             if not raw.strip():
                 continue
             try:
-                row = json.loads(raw.decode("utf-8"))
+                row = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
                 if not isinstance(row, dict):
                     raise ValueError(f"a {type(row).__name__}, not an object")
             except ValueError as error:
@@ -45,3 +45,7 @@ def numbered_jsonl(
         raise DataError(f"{path}: {len(problems)} line(s) cannot be read:\n  {shown}\n{advice}")
     if not found:
         raise DataError(f"{path} holds nothing; put one JSON object on each line.")
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
