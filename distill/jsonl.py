@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cluster.errors import DataError
 from distill.surrogates import HALF, holds_half
@@ -21,8 +21,10 @@ def iter_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[dict[str, Any]
     return (row for _, row in numbered_jsonl(path, skip_bad=skip_bad))
 
 
-def numbered_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Like `iter_jsonl`, each object with the number of its line."""
+def numbered_jsonl(
+    path: Path, *, skip_bad: bool = False, advice: str = "Mend or remove them."
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Like `iter_jsonl`, each object with the number of its line; `advice` ends the error."""
     found = 0
     problems: list[str] = []
     with path.open("rb") as file:
@@ -32,7 +34,7 @@ def numbered_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[tuple[int,
             try:
                 # Notepad and Excel put a byte order mark before the first line.
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = json.loads(line)
+                row = json.loads(line, parse_constant=_no_constant)
                 if not isinstance(row, dict):
                     raise ValueError(f"a {type(row).__name__}, not an object")
                 if holds_half(row, source=line):
@@ -49,9 +51,10 @@ def numbered_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[tuple[int,
             problems.append(f"line {number}: {problem}: {text}")
     if problems and not skip_bad:
         shown = "\n  ".join(problems[:20])
-        raise DataError(
-            f"{path}: {len(problems)} line(s) cannot be read:\n  {shown}\n"
-            "Mend them, or keep the other lines with --skip-bad."
-        )
+        raise DataError(f"{path}: {len(problems)} line(s) cannot be read:\n  {shown}\n{advice}")
     if not found:
         raise DataError(f"{path} holds nothing; put one JSON object on each line.")
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

@@ -58,7 +58,8 @@ def read_sample(task: Task) -> PromptSample:
         source = task.spec.prompts
         size = grid_size(task) if source.grid else None
         sizes = {"train": LOOKED_AT if size is None else min(LOOKED_AT, size)}
-        prompts = list(read_prompts(task, sizes=sizes, seed=0, skip_bad=False))
+        skip_bad = bool(_section_of_run(task, "prompts").get("skip_bad", False))
+        prompts = list(read_prompts(task, sizes=sizes, seed=0, skip_bad=skip_bad))
     # A generator is the user's own code: whatever it raises is what there is to report.
     except Exception as error:
         name = "" if isinstance(error, DistilleryError) else f"{type(error).__name__}: "
@@ -124,17 +125,21 @@ def recording_of(task: Task) -> Recording | None:
 
     `None` where there is no such teacher.
     """
-    run = task.folder / "run.toml"
-    if not run.is_file():
-        return None
-    teacher = read_toml(run).get("teacher", {})
-    if not isinstance(teacher, dict) or teacher.get("kind") != "replay":
+    teacher = _section_of_run(task, "teacher")
+    if teacher.get("kind") != "replay":
         return None
     file = str(teacher.get("file", ""))
     try:
         return Recording(file, read_recording(replay_file(ReplayTeacher(file=file), task)))
     except DistilleryError as error:
         return Recording(file, problem=str(error))
+
+
+def _section_of_run(task: Task, name: str) -> dict[str, Any]:
+    """Return a section of the run.toml beside the task; empty where there is none."""
+    run = task.folder / "run.toml"
+    section = read_toml(run).get(name, {}) if run.is_file() else {}
+    return section if isinstance(section, dict) else {}
 
 
 def _texts(recording: Recording | None) -> list[str]:

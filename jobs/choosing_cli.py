@@ -23,7 +23,7 @@ def select_teacher(config: tuple[str, ...], dry_run: bool) -> None:
     \b
     [[select.candidates]]            each as it would stand under [teacher]
     kind = "litellm"
-    model = "anthropic/claude-sonnet-4-20250514"
+    model = "deepseek/deepseek-chat"
 
     Or answers that were exported, and nothing is asked or paid:
 

@@ -31,7 +31,8 @@ def cli() -> None:
 @click.option("--until", default="deploy", show_default=True, help="Last stage to run.")
 @click.option("--again", is_flag=True, help="Do finished stages again.")
 @click.option("--skip-bad", is_flag=True, help="Leave out prompt lines that cannot be read.")
-@click.option("--dry-run", is_flag=True, help="Print what the teacher would cost, and stop.")
+@click.option("--dry-run", is_flag=True,
+              help="Check the input, print what the teacher would cost, and stop.")  # fmt: skip
 def run(config: tuple[str, ...], until: str, again: bool, skip_bad: bool, dry_run: bool) -> None:
     """Run every stage of CONFIG (TOML files and --section.field value).
 
@@ -47,7 +48,8 @@ def run(config: tuple[str, ...], until: str, again: bool, skip_bad: bool, dry_ru
         from jobs.config import load_run_config
         from jobs.estimate import print_estimate
 
-        print_estimate(load_run_config(files, overrides=overrides))
+        config_of_run = load_run_config(files, overrides=overrides)
+        print_estimate(config_of_run, until=until, again=again)
         return
     run_pipeline(files, overrides=overrides, until=until, again=again)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from cluster.prices import api_price
 from cluster.storage import Store
 from distill.config import PromptsConfig
-from distill.prompts.config import FromTask
+from distill.prompts.config import EvolInstruct, FromTask, SelfInstruct
 from distill.prompts.split import SPLITS
 from distill.prompts.stage import make_prompts
 from distill.tasks.task import Task
@@ -26,12 +26,20 @@ from distill.teach.journal import read_journal
 from distill.teach.mixture import shares
 from jobs.config import RunConfig
 from jobs.display import Display
-from jobs.run import Run
+from jobs.preflight import check_input
+from jobs.run import Run, stages_until
 
 
-def print_estimate(config: RunConfig) -> None:
-    """Make the prompts in memory and print what answering them would take; nothing is written."""
-    print_estimates(estimate_run(Run(config, Display())))
+def print_estimate(config: RunConfig, *, until: str = "deploy", again: bool = False) -> None:
+    """Check what a run up to `until` reads, and print what its answers would take.
+
+    Raises what would stop the run before its first stage, but for what this machine lacks (keys,
+    weights, memory). Nothing is written.
+    """
+    stages = stages_until(until)
+    run = Run(config, Display())
+    check_input(run, run.unfinished(stages, again=again), here=False)
+    print_estimates(estimate_run(run))
 
 
 def print_estimates(found: Iterable[tuple[str, Estimate | None]]) -> None:
@@ -64,11 +72,15 @@ def print_estimates(found: Iterable[tuple[str, Estimate | None]]) -> None:
 
 
 def estimate_run(run: Run) -> list[tuple[str, Estimate | None]]:
-    """Estimate each of a run's teachers by name; nothing for one that is no model behind an API."""
+    """Estimate each of a run's teachers by name; nothing for one that is no model behind an API.
+
+    The prompts are made in any case: what is wrong with them is raised here.
+    """
     teacher = run.config.teacher
-    if not any(isinstance(member, LiteLLMTeacher) for member in members_of(teacher)):
+    paid = any(isinstance(member, LiteLLMTeacher) for member in members_of(teacher))
+    rows = task_prompts(run.task, run.config.prompts, splits=SPLITS if paid else ())
+    if not paid:
         return [(teacher_name(teacher, run.task), None)]
-    rows = task_prompts(run.task, run.config.prompts, splits=SPLITS)
     return [
         (teacher_name(member, run.task), estimate_teacher(run.task, member, own, store=run.store))
         for member, own in shares(rows, teacher)
@@ -78,8 +90,9 @@ def estimate_run(run: Run) -> list[tuple[str, Estimate | None]]:
 def task_prompts(
     task: Task, config: PromptsConfig, *, splits: Sequence[str] = ("train",)
 ) -> list[dict[str, Any]]:
-    """Return the task's own prompts, in memory: what a model has yet to write cannot be counted."""
-    own = config.model_copy(update={"make": FromTask()})
+    """Return the prompts, in memory, without those that a model has yet to write."""
+    grown = isinstance(config.make, (SelfInstruct, EvolInstruct))
+    own = config.model_copy(update={"make": FromTask()}) if grown else config
     with tempfile.TemporaryDirectory(prefix="distillery-estimate-") as folder:
         prompts = make_prompts(task, own, store=Store(folder))
         sizes = prompts.sizes

@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 
-from cluster.errors import ConfigError
 from jobs.config import load_run_config
 from jobs.entry import Work, connected, opened_run, parse_arguments
 from jobs.guard import guarded
 from jobs.preflight import preflight
-from jobs.run import STAGES
+from jobs.run import stages_until
 from jobs.summary import print_summary
 
 WITHOUT_RAY = {"gate", "publish"}
@@ -32,14 +31,12 @@ def run_pipeline(
 
     Raises GateError (exit code 3) after the evaluation when a gate fails.
     """
-    if until not in STAGES:
-        raise ConfigError(f"--until {until!r}: the stages are {', '.join(STAGES)}.")
+    stages = stages_until(until)
     config = load_run_config(files, overrides=overrides)
-    stages = list(STAGES)[: list(STAGES).index(until) + 1]
     with ExitStack() as stack:
         run = stack.enter_context(opened_run(config))
         run.display.say(f"run {run.shown()}, engine logs in {run.shown('logs')}")
-        todo = [stage for stage in stages if again or run.finished(stage) is None]
+        todo = run.unfinished(stages, again=again)
         preflight(run, todo)
         if set(todo) - WITHOUT_RAY:
             stack.enter_context(connected(run))

@@ -9,6 +9,7 @@ from cluster.models import require_chat_template
 from cluster.session import require_memory, require_port
 from distill.formats.convert import open_source
 from distill.judge.judges import check_jury
+from distill.prompts.stage import check_prompts
 from distill.prompts.writer import check_writer
 from distill.teach.config import gives_candidates, members_of
 from distill.teach.stage import check_teacher
@@ -24,27 +25,38 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     """Raise the first problem that would stop one of `stages`."""
     config = run.config
     local = config.cluster.address == "local"
+    check_input(run, stages)
     if "generate" in stages:
-        check_teacher(config.teacher, run.task)
-        check_writer(config.prompts, config.teacher, run.task)
-    if "curate" in stages or ("generate" in stages and gives_candidates(config.teacher)):
-        check_jury(config.jury.judges, run.task)
+        check_prompts(run.task, config.prompts)
     if "train" in stages:
         check_trackers(config.train.track)
-    if "train" in stages:
-        check_settings(config.student, config.train)
         with_absolute_paths(config.train)
-        require_answers_for(config)
     if {"train", "evaluate", "deploy"} & set(stages):
         require_chat_template(config.student.model, field="student.model")
-    if {"evaluate", "publish", "deploy"} & set(stages):
-        require_servable(run.config.student.tuning)
     if {"train", "evaluate", "deploy"} & set(stages) and local:
         require_memory(config.cluster.min_free_memory_gb, purpose="this run")
     if "deploy" in stages:
         routing_parts(config)
     if "deploy" in stages and local:
         require_port(config.serve.port, field="serve.port", host=config.serve.host)
+
+
+def check_input(run: Run, stages: Sequence[str], *, here: bool = True) -> None:
+    """Raise the first problem of the configuration and of who is asked, prompts apart.
+
+    Without `here` nothing is looked for that only the machine which runs must have: keys, weights.
+    """
+    config = run.config
+    if "generate" in stages:
+        check_teacher(config.teacher, run.task, here=here)
+        check_writer(config.prompts, config.teacher, run.task, here=here)
+    if "curate" in stages or ("generate" in stages and gives_candidates(config.teacher)):
+        check_jury(config.jury.judges, run.task, here=here)
+    if "train" in stages:
+        check_settings(config.student, config.train)
+        require_answers_for(config)
+    if {"evaluate", "publish", "deploy"} & set(stages):
+        require_servable(config.student.tuning)
 
 
 def require_answers_for(config: RunConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,13 @@ NEUTRAL = {"train": {"max_failures", "keep_checkpoints", "track", "workers", "th
 # What a stage would otherwise resume from or return as it is, when it is asked to do it again.
 # Answers of a teacher are not among them: what was paid for is kept.
 RESUMED_FROM = {"train": ("checkpoints", "train.json", "tensorboard", "samples")}
+
+
+def stages_until(last: str) -> list[str]:
+    """Return the stages up to `last`; ConfigError where there is none of that name."""
+    if last not in STAGES:
+        raise ConfigError(f"--until {last!r}: the stages are {', '.join(STAGES)}.")
+    return list(STAGES)[: list(STAGES).index(last) + 1]
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,10 @@ class Run:
         if marker.pop("fingerprint") != self.fingerprint(stage):
             return None
         return StageResult(**marker)
+
+    def unfinished(self, stages: Sequence[str], *, again: bool = False) -> list[str]:
+        """Those of the stages that are still to be done; all of them if `again`."""
+        return [stage for stage in stages if again or self.finished(stage) is None]
 
     def perform(
         self, stage: str, work: Callable[[Run, StepProgress], StageResult], *, again: bool = False

@@ -6,7 +6,7 @@ Asked now, on the run's own prompts and with its jury:
     folder = "interview"
     [[select.candidates]]             # each as it would stand under [teacher]
     kind = "litellm"
-    model = "anthropic/claude-sonnet-4-20250514"
+    model = "deepseek/deepseek-chat"
     [[jury.judges]]
     …
 

@@ -51,7 +51,7 @@ def tune(
     with ExitStack() as stack:
         run = stack.enter_context(opened_run(config))
         run.display.say(f"run {run.shown()}, engine logs in {run.shown('logs')}")
-        todo = [stage for stage in BEFORE if run.finished(stage) is None]
+        todo = run.unfinished(BEFORE)
         preflight(run, [*todo, "train"])
         if todo:
             stack.enter_context(connected(run))

@@ -43,8 +43,11 @@ def build_judge(config: AnyJudge, task: Task) -> Judge:
     return ModelJudge(config, task)
 
 
-def check_jury(judges: Sequence[AnyJudge], task: Task) -> None:
-    """Fail now on what would fail later: a broken verifier, no rubric, no key, two of one name."""
+def check_jury(judges: Sequence[AnyJudge], task: Task, *, here: bool = True) -> None:
+    """Fail now on what would fail later: a broken verifier, no rubric, no key, two of one name.
+
+    Without `here` no key is looked for.
+    """
     names = [judge_name(config) for config in judges]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -57,7 +60,8 @@ def check_jury(judges: Sequence[AnyJudge], task: Task) -> None:
             raise ConfigError(
                 f"jury: {config.model} needs a rubric; add [rubric] to {task.folder}/task.toml."
             )
-        build_judge(config, task)
+        if here or not isinstance(config, JudgeLiteLLM):
+            build_judge(config, task)
     # Whoever the judges are: which reasoning is kept hangs on it as well.
     task.load_verify()
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from cluster.errors import DataError
 from cluster.storage import canonical_json, digest_of
+from distill.prompts.source import place_of
 from distill.records import example_id
 from distill.tasks.task import Task
 
@@ -35,24 +36,25 @@ def render(task: Task, prompts: Iterable[Row]) -> Iterator[Row]:
     """Render each prompt and give it its `example_id`; raises DataError that names the prompt."""
     known_ids: set[int] = set()
     for number, prompt in enumerate(prompts, start=1):
+        place = place_of(prompt, number)
         # In Parquet what is missing is null.
         prompt_id = "" if prompt.get("id") is None else str(prompt["id"])
         # Of the id its 64-bit hash: a million of them are 60 MB less.
         if prompt_id and hash(prompt_id) in known_ids:
-            raise DataError(f"prompt {number}: id {prompt_id!r} stands twice; ids must be unique.")
+            raise DataError(f"{place}: id {prompt_id!r} stands twice; ids must be unique.")
         if prompt_id:
             known_ids.add(hash(prompt_id))
         variables = {k: v for k, v in prompt.items() if k not in RESERVED}
         try:
             messages = task.messages(variables)
         except DataError as error:
-            raise DataError(f"prompt {number}: {error}") from None
+            raise DataError(f"{place}: {error}") from None
         reference = prompt.get("reference")
         if reference is not None and not isinstance(reference, dict):
             reference = {task.headline or "text": reference}
         split = "" if prompt.get("split") is None else str(prompt["split"])
         if split and split not in SPLITS:
-            raise DataError(f"prompt {number}: split {split!r} must be one of {', '.join(SPLITS)}.")
+            raise DataError(f"{place}: split {split!r} must be one of {', '.join(SPLITS)}.")
         stratum = _at(variables, task.spec.prompts.stratum) if task.spec.prompts.stratum else ""
         yield {
             "example_id": example_id(messages),

@@ -36,6 +36,8 @@ CONTAMINATION_FILE = "prompts/contamination.json"
 DATASET_PROMPTS = "prompts.parquet"
 """Of a dataset version."""
 BATCH_ROWS = 2048
+CHECKED_ROWS = 10_000
+"""Prompts that are filled in before a run starts: a second or two, where a million take minutes."""
 ALL = "all.parquet"
 
 Row = dict[str, Any]
@@ -116,6 +118,40 @@ def make_prompts(
     return _grow(task, own, make, target=config.train, store=store, ask=ask, report=on_progress)
 
 
+def check_prompts(task: Task, config: PromptsConfig) -> None:
+    """Fail now on what would fail later: prompts that cannot be read, filled in or split.
+
+    A file is read through, and the first `CHECKED_ROWS` are filled in. Of a generator it is checked
+    that it can be loaded: making its prompts twice could take long. A log is read once as well.
+    """
+    make = config.make
+    if isinstance(make, LogsConfig):
+        return
+    if isinstance(make, FromDataset):
+        _dataset(make)
+        return
+    if task.spec.prompts.generator:
+        task.function(task.spec.prompts.generator)
+        return
+    sizes = {"train": config.train, "validation": config.validation, "test": config.test}
+    prompts = read_prompts(task, sizes=sizes, seed=config.seed, skip_bad=config.skip_bad)
+    first = islice(prompts, CHECKED_ROWS)
+    index = Index.of(render(task, first), task.spec.prompts.disjoint)
+    whole = not sum(1 for _ in prompts)
+    if whole:
+        assign(index, sizes=sizes, seed=config.seed)
+
+
+def _dataset(make: FromDataset) -> Store:
+    store = Store(make.folder)
+    if not store.exists(DATASET_PROMPTS):
+        raise ConfigError(
+            f"prompts.make.folder {make.folder!r}: there is no {DATASET_PROMPTS}; give a version "
+            "that `distillery relabel` wrote, such as runs/datasets/reconcile/v2."
+        )
+    return store
+
+
 def _from_log(make: LogsConfig, config: PromptsConfig, *, store: Store) -> Prompts:
     log = read_log(make)
     store.write_json(MADE_FILE, {"kind": make.kind, **log.report()})
@@ -131,7 +167,7 @@ def _from_log(make: LogsConfig, config: PromptsConfig, *, store: Store) -> Promp
 
 def _from_dataset(task: Task, make: FromDataset, config: PromptsConfig, *, store: Store) -> Prompts:
     """Take a version's prompts; what the task keeps apart stays apart, its new rows included."""
-    rows = Store(make.folder).read_rows(DATASET_PROMPTS)
+    rows = _dataset(make).read_rows(DATASET_PROMPTS)
     sizes = {"train": config.train, "validation": config.validation, "test": config.test}
     disjoint = task.spec.prompts.disjoint
     return _write(rows, disjoint, sizes=sizes, seed=config.seed, store=store)

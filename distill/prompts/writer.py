@@ -41,11 +41,16 @@ def writer_of(config: PromptsConfig, teacher: AnyTeacher) -> ModelTeacher | None
     return found.model_copy(update={**plain, "structured": False})
 
 
-def check_writer(config: PromptsConfig, teacher: AnyTeacher, task: Task) -> None:
-    """Fail now on what would fail later: no model, no key, no price, no permission."""
+def check_writer(
+    config: PromptsConfig, teacher: AnyTeacher, task: Task, *, here: bool = True
+) -> None:
+    """Fail now on what would fail later: no model, no key, no price, no permission.
+
+    `here` as for `check_teacher`.
+    """
     found = writer_of(config, teacher)
     if found is not None:
-        check_teacher(found, task)
+        check_teacher(found, task, here=here)
 
 
 def prompts_and_writer(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import read_toml, validate
-from cluster.errors import ConfigError, DataError, DistilleryError
+from cluster.errors import ConfigError, DataError
 from cluster.storage import digest_of, folder_digests
 from distill.evaluate.scoring import Scored
 from distill.records import Message
@@ -151,12 +151,10 @@ class Task:
             return
         try:
             self._verify  # noqa: B018 - loaded once and kept
-        # The module is the user's own code: whatever it raises is why it cannot be loaded.
-        except Exception as error:
-            kind = "" if isinstance(error, DistilleryError) else f"{type(error).__name__}: "
+        except ConfigError as error:
             raise ConfigError(
-                f"{self.folder}/task.toml: verify {self.spec.verify!r} cannot be loaded: "
-                f"{kind}{error}. Mend the file, or remove `verify`."
+                f"{self.folder}/task.toml: verify {self.spec.verify!r} cannot be loaded: {error} "
+                "Mend the file, or remove `verify`."
             ) from error
 
     def verified(self, variables: dict[str, Any], answer: dict[str, Any]) -> tuple[float, str]:
@@ -236,7 +234,7 @@ def load_task(folder: str | Path) -> Task:
 
 
 def load_function(folder: Path, reference: str) -> Callable[..., Any]:
-    """Load `module:function` from `<folder>/module.py`."""
+    """Load `module:function` from `<folder>/module.py`; ConfigError says why it cannot be."""
     module_name, _, function_name = reference.partition(":")
     path = folder / f"{module_name}.py"
     if not path.is_file() or not function_name:
@@ -247,7 +245,13 @@ def load_function(folder: Path, reference: str) -> Callable[..., Any]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    # It is the user's own code: whatever it raises is why it cannot be loaded.
+    except Exception as error:
+        raise ConfigError(
+            f"{reference!r}: {path} cannot be loaded: {type(error).__name__}: {error}."
+        ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ConfigError(f"{path} has no function {function_name!r}.")

@@ -27,6 +27,7 @@ from distill.teach.collect import Found, collect, commonest
 from distill.teach.compute import compute
 from distill.teach.config import (
     AnyTeacher,
+    LiteLLMTeacher,
     ModelTeacher,
     ProgramTeacher,
     ReplayTeacher,
@@ -63,15 +64,23 @@ _TIMINGS = pa.schema(
 )
 
 
-def check_teacher(config: AnyTeacher, task: Task) -> None:
-    """Fail now on what would fail later: a missing key, price, file, function or permission."""
+def check_teacher(config: AnyTeacher, task: Task, *, here: bool = True) -> None:
+    """Fail now on what would fail later: a missing key, price, file, function or permission.
+
+    Without `here` nothing is looked for that only the machine which asks must have: keys, weights.
+    """
     for member in members_of(config):
         if isinstance(member, ModelTeacher):
             check_terms(member)
         if isinstance(member, ProgramTeacher):
             task.function(member.function)
         elif isinstance(member, VLLMTeacher):
-            require_chat_template(member.model, field="teacher.model")
+            if here:
+                require_chat_template(member.model, field="teacher.model")
+        elif isinstance(member, LiteLLMTeacher) and not here:
+            from distill.teach.litellm import token_prices
+
+            token_prices(member)
         else:
             build_teacher(member, task)
 

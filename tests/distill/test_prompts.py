@@ -14,6 +14,7 @@ from cluster.errors import DataError
 from cluster.storage import Store
 from distill.config import PromptsConfig
 from distill.jsonl import read_jsonl
+from distill.prompts.source import read_prompts
 from distill.prompts.split import SPLITS, Index, assign, build_rows, contamination
 from distill.prompts.stage import make_prompts
 from distill.tasks.task import load_task
@@ -133,7 +134,8 @@ def test_broken_lines_are_all_named_with_number_and_text(tmp_path):
     assert "not json" in message
     assert "line 4: a list, not an object" in message
     assert "line 5: " in message
-    assert "--skip-bad" in message
+    assert "Mend or remove them" in message
+    assert "skip" not in message  # only a run's prompts can be read so
     assert read_jsonl(path, skip_bad=True) == [{"a": 1}, {"a": 2}]
 
 
@@ -171,9 +173,25 @@ def test_a_seed_below_zero_is_refused_before_any_work(section):
         section(seed=-1)
 
 
+def test_broken_prompts_say_how_to_go_on_without_them(starter, tmp_path):
+    with (starter / "prompts.jsonl").open("a") as file:
+        file.write("not json\n")
+    task, config = load_task(starter), PromptsConfig(train=150, validation=16, test=40)
+    with pytest.raises(DataError, match=r"--skip-bad.*or skip_bad = true under \[prompts\]"):
+        make_prompts(task, config, store=Store(tmp_path / "run"))
+    config = config.model_copy(update={"skip_bad": True})
+    assert make_prompts(task, config, store=Store(tmp_path / "run")).total == 206
+
+
+def rows_of(folder, *, skip_bad=False):
+    task = load_task(folder)
+    sizes = {"train": 1, "validation": 1, "test": 1}
+    return build_rows(task, read_prompts(task, sizes=sizes, seed=0, skip_bad=skip_bad))
+
+
 def test_an_id_that_stands_twice_is_refused(starter):
     rows = read_jsonl(starter / "prompts.jsonl")
-    with pytest.raises(DataError, match="stands twice"):
+    with pytest.raises(DataError, match=r"prompt 248: id .* stands twice"):
         build_rows(load_task(starter), [*rows, rows[0]])
 
 
@@ -184,6 +202,45 @@ def test_an_id_or_a_split_that_is_null_is_none(starter):
     assert [(row["prompt_id"], row["split"]) for row in rows] == [("", ""), ("", ""), ("0", "")]
     with pytest.raises(DataError, match=r"prompt 2: .* is null"):
         build_rows(task, [{"ticket": "It leaks."}, {"ticket": None}])
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"id": "t1", "ticket": "Again."}, r"id 't1' stands twice"),
+        ({"id": "t3", "tikcet": "Late."}, r".*task.toml: .*'ticket' is undefined.* has: tikcet"),
+        ({"id": "t3", "ticket": "Late.", "split": "tset"}, r"split 'tset' must be one of"),
+    ],
+)
+def test_what_is_wrong_with_a_prompt_is_said_with_its_place(starter, row, problem):
+    good = [{"id": "t1", "ticket": "One."}, {"id": "t2", "ticket": "Two."}]
+    lines = [json.dumps(good[0]), "", "no JSON", json.dumps(good[1]), json.dumps(row)]
+    (starter / "prompts.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=rf"prompts.jsonl, line 5: {problem}"):
+        rows_of(starter, skip_bad=True)
+    toml = starter / "task.toml"
+    toml.write_text(toml.read_text().replace('"prompts.jsonl"', '"prompts.parquet"'))
+    rows = [row] if "tikcet" in row else [{"split": "", **other} for other in (*good, row)]
+    pq.write_table(pa.Table.from_pylist(rows), starter / "prompts.parquet")
+    with pytest.raises(DataError, match=rf"prompts.parquet, record {len(rows)}: {problem}"):
+        rows_of(starter)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_a_number_that_is_none_gets_into_no_prompt(starter, value):
+    (starter / "prompts.jsonl").write_text(
+        f'{{"ticket": "One."}}\n{{"ticket": "Two.", "lines": [{{"amount": {value}}}]}}\n'
+    )
+    with pytest.raises(DataError, match=rf"line 2: {value} is no JSON"):
+        rows_of(starter)
+    assert len(rows_of(starter, skip_bad=True)) == 1
+    toml = starter / "task.toml"
+    toml.write_text(toml.read_text().replace('"prompts.jsonl"', '"prompts.parquet"'))
+    lines = [[{"amount": 1.0}], [{"amount": float(value)}]]
+    rows = [{"ticket": f"{n}", "lines": line} for n, line in enumerate(lines)]
+    pq.write_table(pa.Table.from_pylist(rows), starter / "prompts.parquet")
+    with pytest.raises(DataError, match=r"record 2: lines.0.amount is -?(nan|inf)"):
+        rows_of(starter)
 
 
 def test_a_split_that_ends_empty_is_an_error(starter):

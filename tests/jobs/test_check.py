@@ -72,6 +72,14 @@ def test_prompts_that_cannot_be_read_are_a_finding_with_the_line(starter):
     assert "mend first: input.prompts" in output
 
 
+def test_prompts_are_read_as_the_run_beside_the_task_reads_them(starter):
+    with (starter / "prompts.jsonl").open("a") as file:
+        file.write('{"ticket": \n')
+    run = starter / "run.toml"
+    run.write_text(run.read_text().replace("[prompts]", "[prompts]\nskip_bad = true"))
+    check(str(starter), code=0)
+
+
 def test_a_generator_that_raises_is_a_finding(starter):
     (starter / "make.py").write_text("def prompts(count, seed):\n    raise KeyError('vendor')\n")
     replace(starter, 'file = "prompts.jsonl" ', 'generator = "make:prompts" ')
@@ -111,7 +119,9 @@ def test_recorded_answers_that_a_run_could_not_use_fail(starter, change, words):
 def test_a_broken_line_or_a_missing_file_of_answers_is_named(starter):
     with (starter / "answers.jsonl").open("a") as file:
         file.write('{"id": \n')
-    assert "line 248" in check(str(starter), code=2)
+    output = check(str(starter), code=2)
+    assert "line 248" in output
+    assert "skip" not in output  # a recording is read as a whole
     (starter / "answers.jsonl").unlink()
     assert "no such file" in check(str(starter), code=2)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from click.testing import CliRunner
 
 from cluster.errors import ConfigError, DistilleryError
+from jobs.cli import cli
 from jobs.config import load_run_config
 from jobs.display import Display
 from jobs.init import init_task
@@ -77,3 +81,95 @@ def test_a_verifier_that_cannot_be_loaded_stops_before_the_teacher_is_paid(start
         (starter / "verify.py").write_text(text)
     with pytest.raises(ConfigError, match=message):
         preflight(starter_run(starter), ["generate", "curate"])
+
+
+def dry_run(folder, *flags):
+    root = ["--run.root", str(folder / "runs")]
+    return CliRunner().invoke(cli, ["run", str(folder / "run.toml"), "--dry-run", *root, *flags])
+
+
+def test_a_dry_run_of_a_recording_makes_the_prompts_and_writes_nothing(starter):
+    done = dry_run(starter)
+    assert done.exit_code == 0, done.output
+    assert "replay:answers.jsonl is asked nothing" in done.output
+    assert not (starter / "runs").exists()
+
+
+PROMPT = '{"id": "t1", "product": "p", "problem": "q", "ticket": "It is late."}\n'
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("prompts.jsonl", None, r"prompts.jsonl: no such file"),
+        ("prompts.jsonl", PROMPT + '{"id": ', r"line 2: "),
+        ("prompts.jsonl", PROMPT * 2, r"'t1' stands twice"),
+        ("prompts.jsonl", PROMPT.replace("ticket", "tikcet"), r"'ticket' is undefined"),
+        ("prompts.jsonl", PROMPT, r"no prompt is left for the"),
+        ("answers.jsonl", "", r"answers.jsonl holds nothing"),
+    ],
+)
+def test_broken_prompts_or_answers_stop_a_dry_run_and_a_run_before_ray(
+    starter, file, text, message
+):
+    if text is None:
+        (starter / file).unlink()
+    else:
+        (starter / file).write_text(text)
+    with pytest.raises(DistilleryError, match=message):
+        raise dry_run(starter).exception
+    with pytest.raises(DistilleryError, match=message):
+        preflight(starter_run(starter), ["generate"])
+
+
+def test_a_dry_run_knows_the_stages_and_a_generator(starter):
+    with pytest.raises(ConfigError, match=r"--until 'bogus': the stages are generate, .*deploy"):
+        raise dry_run(starter, "--until", "bogus").exception
+    toml = starter / "task.toml"
+    toml.write_text(toml.read_text().replace('file = "prompts.jsonl" ', 'generator = "make:all" '))
+    (starter / "make.py").write_text("import nowhere_at_all\n")
+    with pytest.raises(ConfigError, match=r"make.py cannot be loaded: ModuleNotFoundError"):
+        raise dry_run(starter).exception
+    with pytest.raises(ConfigError, match=r"make.py cannot be loaded: ModuleNotFoundError"):
+        preflight(starter_run(starter), ["generate"])
+
+
+def with_a_model(folder):
+    """Take the starter's own advice: its commented teacher in place of the recording."""
+    file = folder / "run.toml"
+    text = file.read_text()
+    advised = "\n".join(re.findall(r"^#   (.*)$", text, re.MULTILINE))
+    recorded = 'kind = "replay"\nfile = "answers.jsonl"'
+    assert recorded in text
+    file.write_text(text.replace(recorded, advised))
+
+
+@pytest.mark.slow  # LiteLLM takes seconds to import
+def test_the_model_that_the_starter_names_is_taken_as_it_stands(starter, monkeypatch):
+    with_a_model(starter)
+    monkeypatch.delenv("DEEPSEEK_API_KEY", raising=False)
+    done = dry_run(starter)
+    assert done.exit_code == 0, done.output
+    assert "216 " in done.output
+    assert "dollars" in done.output
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "x")
+    preflight(starter_run(starter), ["generate", "curate"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("anthropic/claude-sonnet-4-20250514", "accept_teacher_terms = true"),
+        ("openai/never-heard-of", r"give \[teacher.price\]"),
+    ],
+)
+def test_a_dry_run_refuses_the_teacher_that_the_run_refuses(starter, monkeypatch, model, message):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    with_a_model(starter)
+    flags = ["--teacher.model", model]
+    with pytest.raises(ConfigError, match=message):
+        raise dry_run(starter, *flags).exception
+    with pytest.raises(ConfigError, match=message):
+        preflight(starter_run(starter, *flags), ["generate"])
