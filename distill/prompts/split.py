@@ -61,13 +61,13 @@ def render(task: Task, prompts: Iterable[Row]) -> Iterator[Row]:
             "split": split,
             "prompt_id": prompt_id,
             "messages": messages,
-            "variables": _json_text(variables, number),
-            "reference": _json_text(reference, number) if reference is not None else "",
+            "variables": _json_text(variables, place),
+            "reference": _json_text(reference, place) if reference is not None else "",
             "stratum": str(stratum or ""),
         }
 
 
-def _json_text(values: Row, number: int) -> str:
+def _json_text(values: Row, place: str) -> str:
     """Return a prompt's values as JSON; DataError names the one that cannot become it."""
     try:
         return canonical_json(values)
@@ -77,7 +77,7 @@ def _json_text(values: Row, number: int) -> str:
                 canonical_json(value)
             except TypeError as error:
                 raise DataError(
-                    f"prompt {number}: {name} {value!r:.80} cannot become JSON: {error}. Make it "
+                    f"{place}: {name} {value!r:.80} cannot become JSON: {error}. Make it "
                     "text or a number; dates and times are text."
                 ) from None
         raise

@@ -161,7 +161,7 @@ def test_a_date_in_a_parquet_file_is_named_with_its_prompt(starter, tmp_path):
     )
     toml = starter / "task.toml"
     toml.write_text(toml.read_text().replace("prompts.jsonl", "prompts.parquet"))
-    with pytest.raises(DataError, match=r"prompt 1: day datetime.date\(2025, 1, 2\) cannot become"):
+    with pytest.raises(DataError, match=r"record 1: day datetime.date\(2025, 1, 2\) cannot become"):
         make_prompts(load_task(starter), PromptsConfig(), store=Store(tmp_path / "run"))
     with pytest.raises(DataError, match=r"prompt 2: paid .* cannot become JSON.*text"):
         build_rows(task, [{"ticket": "a"}, {"ticket": "b", "reference": {"paid": Decimal("1.5")}}])
