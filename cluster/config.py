@@ -216,7 +216,18 @@ def _sentence(model: type[BaseModel], problem: Any) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
-    """Names allowed at `path`; a union's tag in the path selects its member."""
+    """Names allowed at `path`."""
+    return {name for found in _models_at(model, path) for name in found.model_fields}
+
+
+def _kinds_at(model: type[BaseModel], path: Sequence[str], name: str) -> set[str]:
+    """Tags of the union at `path`, of which `name` is the discriminating field."""
+    fields = [found.model_fields.get(name) for found in _models_at(model, path)]
+    return {kind for field in fields if field for kind in get_args(field.annotation)}
+
+
+def _models_at(model: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
+    """Models that may stand at `path`; a union's tag in the path selects its member."""
     candidates: list[type[BaseModel]] = [model]
     for part in path:
         below = [
@@ -228,25 +239,7 @@ def _fields_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
         # A discriminated union puts the tag into the path: keep the members that carry it.
         tagged = [c for c in candidates if _has_tag(c, part)]
         candidates = below or tagged or candidates
-    return {name for candidate in candidates for name in candidate.model_fields}
-
-
-def _kinds_at(model: type[BaseModel], path: Sequence[str], name: str) -> set[str]:
-    """Tags of the union at `path`, of which `name` is the discriminating field."""
-    below: list[type[BaseModel]] = [model]
-    for part in path:
-        below = [
-            member
-            for candidate in below
-            if part in candidate.model_fields
-            for member in _models_in(candidate.model_fields[part].annotation)
-        ] or below
-    return {
-        kind
-        for member in below
-        if name in member.model_fields
-        for kind in get_args(member.model_fields[name].annotation)
-    }
+    return candidates
 
 
 def _has_tag(model: type[BaseModel], tag: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,29 +32,42 @@ def numbered_jsonl(
         for number, raw in enumerate(file, start=1):
             if not raw.strip():
                 continue
+            # Notepad and Excel put a byte order mark before the first line.
+            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
             try:
-                # Notepad and Excel put a byte order mark before the first line.
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = json.loads(line, parse_constant=_no_constant)
-                if not isinstance(row, dict):
-                    raise ValueError(f"a {type(row).__name__}, not an object")
-                if holds_half(row, source=line):
-                    raise ValueError(HALF)
-            except RecursionError:
-                problem = "is nested too deeply"
+                row = parse_object(line)
             except ValueError as error:
-                problem = str(error)
-            else:
-                found += 1
-                yield number, row
+                text = raw[:120].decode("utf-8", "replace").rstrip()
+                problems.append(f"line {number}: {error}: {text}")
                 continue
-            text = raw[:120].decode("utf-8", "replace").rstrip()
-            problems.append(f"line {number}: {problem}: {text}")
+            found += 1
+            yield number, row
     if problems and not skip_bad:
         shown = "\n  ".join(problems[:20])
         raise DataError(f"{path}: {len(problems)} line(s) cannot be read:\n  {shown}\n{advice}")
     if not found:
         raise DataError(f"{path} holds nothing; put one JSON object on each line.")
+
+
+def parse_object(text: bytes) -> dict[str, Any]:
+    """Return the JSON object that a line holds; ValueError says what is wrong with it."""
+    try:
+        decoded = text.decode("utf-8")
+        row = json.loads(decoded, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at character {error.pos + 1}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"byte {error.start + 1} (0x{text[error.start]:02x}) is not UTF-8; if the file has "
+            "another encoding convert it: iconv -f WINDOWS-1252 -t UTF-8"
+        ) from None
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"a {type(row).__name__}, not an object")
+    if holds_half(row, source=decoded):
+        raise ValueError(HALF)
+    return row
 
 
 def _no_constant(name: str) -> NoReturn:

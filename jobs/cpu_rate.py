@@ -128,7 +128,7 @@ def num_blocks(model: Architecture) -> int:
     """Return how many blocks are timed beside one: as many as no cache holds, or all there are.
 
     Two small blocks stay in the processor's cache from step to step, where a whole model's do not:
-    SmolLM2's were timed half again as fast as they train (docs/log.md).
+    planned by two of its blocks, SmolLM2 was twice as fast as it trains (docs/log.md).
     """
     return min(
         model.num_layers, max(2, BEYOND_CACHE // (model.layer_parameters * model.stored_bytes))

@@ -6,11 +6,10 @@ ends the work.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from cluster.errors import DataError
 from distill.formats.columns import row_decoder
 from distill.formats.files import DataFile, Source, codec_of, storage_errors
-from distill.surrogates import HALF, holds_half
+from distill.jsonl import parse_object
 
 ROWS = 1024
 CHUNK = 1 << 20
@@ -130,7 +129,7 @@ def _text(fs: pafs.FileSystem, file: DataFile, prefix: str) -> Iterator[Batch]:
         batch = Batch()
         for where, text in pieces:
             try:
-                batch.rows.append((prefix + where, _parse(text)))
+                batch.rows.append((prefix + where, parse_object(text)))
             except ValueError as error:
                 shown = text[:SHOWN_CHARS].decode("utf-8", "replace").strip()
                 batch.bad.append(BadRow(prefix + where, str(error), shown))
@@ -140,30 +139,6 @@ def _text(fs: pafs.FileSystem, file: DataFile, prefix: str) -> Iterator[Batch]:
                 batch = Batch()
         batch.read_bytes = file.size_bytes
         yield batch
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    try:
-        decoded = text.decode("utf-8")
-        row = json.loads(decoded, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at character {error.pos + 1}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"byte {error.start + 1} (0x{text[error.start]:02x}) is not UTF-8; if the file has "
-            "another encoding convert it: iconv -f WINDOWS-1252 -t UTF-8"
-        ) from None
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"a {type(row).__name__}, not an object")
-    if holds_half(row, source=decoded):
-        raise ValueError(HALF)
-    return row
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _lines(head: bytes, stream: BinaryIO) -> Iterator[tuple[str, bytes]]:

@@ -160,8 +160,8 @@ def worker_environment(train: TrainConfig, accelerator: str | None) -> dict[str,
         env |= {
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": str(train.threads_per_worker),
-            # Two threads that spin while they wait are a third faster on a machine that does
-            # nothing else, and two to twenty times slower beside anything: docs/log.md.
+            # Two threads that spin while they wait are 1.4 times as fast on a machine that does
+            # nothing else, and a quarter to half as fast beside other work: docs/log.md.
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             # Without these glibc gives every large tensor back to the kernel and faults its
             # pages in again for the next one: docs/log.md has the figures.

@@ -7,6 +7,7 @@ them apart all the same: every version has its own.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import numpy as np
 
 from cluster.models import model_digest
 from cluster.registry import AdapterManifest, Registry
-from jobs.bench.report import Case, at_most, for_comparison
+from jobs.bench.report import Case, at_least, at_most, for_comparison
 from jobs.bench.served import Sample
 
 TELLING = {"logprobs": True, "top_logprobs": 20}
@@ -97,7 +98,7 @@ def mixed_up(samples: Sequence[Sample], voices: Voices) -> list[Case]:
     """Compare answers with what PEFT says of the version in their header, and of the others."""
     told = [(sample, voices.distances(sample.said)) for sample in samples if sample.said]
     wrong = sum(min(found, key=found.__getitem__) != sample.served_by for sample, found in told)
-    own = max((found[sample.served_by] for sample, found in told), default=0.0)
+    own = max((found.get(sample.served_by, math.inf) for sample, found in told), default=math.inf)
     others = min(
         (
             distance
@@ -112,6 +113,7 @@ def mixed_up(samples: Sequence[Sample], voices: Voices) -> list[Case]:
         for_comparison("log-probabilities from their version's, at most", own, unit="nats"),
         for_comparison("from another version's, at least", others, unit="nats"),
         at_most("answers that are another version's", wrong, unit="answers", target=0),
+        at_least("answers compared", len(told), unit="answers", target=1),
         at_most("answers without log-probabilities", untold, unit="answers", target=0),
     ]
 
