@@ -25,6 +25,11 @@ def precision(accelerator: str | None, *, cpuinfo: Path = CPUINFO) -> Precision:
     return "bf16" if accelerator is not None or BF16_FLAGS & _flags(cpuinfo) else "fp32"
 
 
+def has_tiles(*, cpuinfo: Path = CPUINFO) -> bool:
+    """Whether it has AMX tiles of bfloat16."""
+    return {"amx_tile", "amx_bf16"} <= _flags(cpuinfo)
+
+
 def dtype_name(accelerator: str | None) -> str:
     """Return the same as torch and vLLM name it."""
     return "bfloat16" if precision(accelerator) == "bf16" else "float32"

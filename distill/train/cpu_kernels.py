@@ -1,4 +1,4 @@
-"""Compile and call `cpu_kernels.cpp`: kernels of what PyTorch runs as five or ten passes."""
+"""Compile and call kernels of what PyTorch runs as five or ten passes, and attention on tiles."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_suffix(".cpp")
+ATTENTION = Path(__file__).with_name("cpu_attention.cpp")
 # Fast-math at compile time only: at link time it would switch the whole process to flush
 # denormals.
 COMPILE = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-c"]
@@ -28,13 +29,27 @@ def compiler() -> str | None:
 
 @functools.cache
 def load(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """Load the kernels of a type, compiling them on first use; None where that is not possible.
+    """Load the kernels of a type, compiling them on first use; None where that is not possible."""
+    return _built(SOURCE, DEFINES[dtype])
+
+
+@functools.cache
+def load_attention() -> ctypes.CDLL | None:
+    """Load attention in bfloat16 on AMX tiles, compiling it on first use; None without tiles."""
+    # Linux gives a process tiles when it asks, and torch does.
+    if not (torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()):
+        return None
+    return _built(ATTENTION, [])
+
+
+def _built(source: Path, defines: list[str]) -> ctypes.CDLL | None:
+    """Compile a source and load it.
 
     The file is kept in `$DISTILLERY_CACHE` or `~/.cache/distillery` under a digest of source and
     CPU, and appears by a rename, so workers that start together cannot disturb each other.
     """
     cxx = compiler()
-    if cxx is None or not SOURCE.is_file():
+    if cxx is None or not source.is_file():
         return None
     cpuinfo = Path("/proc/cpuinfo")
     cpu = (
@@ -42,16 +57,16 @@ def load(dtype: torch.dtype) -> ctypes.CDLL | None:
         if (cpuinfo.is_file())
         else ""
     )
-    told = [*DEFINES[dtype], *COMPILE]
-    digest = hashlib.sha256(SOURCE.read_bytes() + f"{cpu}{told}{LINK}".encode()).hexdigest()
+    told = [*defines, *COMPILE]
+    digest = hashlib.sha256(source.read_bytes() + f"{cpu}{told}{LINK}".encode()).hexdigest()
     cache = Path(os.environ.get("DISTILLERY_CACHE", "~/.cache/distillery")).expanduser()
-    target = cache / f"cpu_kernels-{digest[:16]}.so"
+    target = cache / f"{source.stem}-{digest[:16]}.so"
     if not target.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         own = cache / f".{target.stem}-{os.getpid()}"
         try:
             for command in (
-                [cxx, *told, str(SOURCE), "-o", f"{own}.o"],
+                [cxx, *told, str(source), "-o", f"{own}.o"],
                 [cxx, f"{own}.o", *LINK, "-o", f"{own}.so"],
             ):
                 subprocess.run(command, check=True, capture_output=True, timeout=300)
@@ -63,10 +78,15 @@ def load(dtype: torch.dtype) -> ctypes.CDLL | None:
     return ctypes.CDLL(str(target))
 
 
-def _call(name: str, x: torch.Tensor, *others: torch.Tensor | int | float | bool) -> None:
-    """Call the kernel of x's type."""
+def _call(
+    name: str,
+    x: torch.Tensor,
+    *others: torch.Tensor | int | float | bool,
+    of: ctypes.CDLL | None = None,
+) -> None:
+    """Call a kernel: of a library, or that of x's type."""
     arguments = (x, *others)
-    lib = load(x.dtype)
+    lib = of or load(x.dtype)
     assert lib is not None
     converted: list[object] = []
     for value in arguments:
@@ -156,3 +176,57 @@ def cross_entropy(
     losses = torch.empty(len(targets_N), dtype=torch.float32)
     _call("cross_entropy", logits_N_V, targets_N, losses, *logits_N_V.shape, with_gradient)
     return losses
+
+
+def has_tiled_attention(dtype: torch.dtype, head_width: int) -> bool:
+    """Whether `attend` computes heads of this type and width here."""
+    fits = head_width % 32 == 0 and head_width <= 128
+    return dtype == torch.bfloat16 and fits and load_attention() is not None
+
+
+def attend(
+    heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    segments_N_4: torch.Tensor,
+    *,
+    num_rows: int,
+    width: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the context rows [M, H·W] and the queries' log-sum-exp [M·H], float32.
+
+    `heads` are q [M·H·W], k and v [M·K·W], head-major a segment; `segments` start and length of
+    each segment and of its prefix, int64 (length 0: none). Causal: Dao et al. 2022, algorithm 1.
+    """
+    q, k, v = heads
+    num_q, num_kv = (x.numel() // (num_rows * width) for x in (q, k))
+    context = q.new_empty(num_rows, num_q * width)
+    lse = torch.empty(num_rows * num_q, dtype=torch.float32)
+    _call(
+        "attend", q, k, v, segments_N_4, context, lse, len(segments_N_4), num_q, num_kv, width,
+        scale, of=load_attention(),
+    )  # fmt: skip
+    return context, lse
+
+
+def attend_backward(
+    d_context_M_HW: torch.Tensor,
+    heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    context_M_HW: torch.Tensor,
+    lse: torch.Tensor,
+    segments_N_4: torch.Tensor,
+    *,
+    width: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of q, k and v, laid out as they are (Dao et al. 2022, algorithm 4).
+
+    Those of a prefix are the sum over all that attend to it, added up in float32.
+    """
+    q, k, v = heads
+    d_q, d_k, d_v = (torch.empty_like(x) for x in heads)
+    num_q, num_kv = (x.numel() // (len(context_M_HW) * width) for x in (q, k))
+    _call(
+        "attend_backward", q, k, v, context_M_HW, d_context_M_HW, lse, segments_N_4, d_q, d_k, d_v,
+        len(segments_N_4), num_q, num_kv, width, scale, of=load_attention(),
+    )  # fmt: skip
+    return d_q, d_k, d_v

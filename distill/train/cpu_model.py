@@ -41,6 +41,7 @@ class FrozenBlock:
         self.attention_scale = float(attention.scaling)
         self.num_q = attention.q_proj.out_features // self.head_width
         self.num_kv = attention.k_proj.out_features // self.head_width
+        self.tiled = kernels.has_tiled_attention(self.out.dtype, self.head_width)
         self.lora_scale = float(attention.q_proj.scaling["default"])
         self.modules = [getattr(attention, n) for n in ADAPTED[:4]]
         self.modules += [getattr(mlp, n) for n in ADAPTED[4:]]
@@ -102,7 +103,13 @@ class _Block(torch.autograd.Function):
         qkv, t_qkv = _linear(normed, block.qkv, a_qkv, b_qkv)
         q, k, v = heads = block.heads(len(x), like=x)
         kernels.rotate_split(qkv, heads, segments_M_2=batch.bounds, cos=cos, sin=sin, back=False)
-        context, weights = _attend(heads, block, batch.segments, len(x))
+        if block.tiled:
+            context, *weights = kernels.attend(
+                heads, batch.table, num_rows=len(x), width=block.head_width,
+                scale=block.attention_scale,
+            )  # fmt: skip
+        else:
+            context, weights = _attend(heads, block, batch.segments, len(x))
         out, t_o = _linear(context, block.out, ao, bo * scale)
         middle = out.add_(x)
 
@@ -144,7 +151,13 @@ class _Block(torch.autograd.Function):
         d_context, dt_o = _linear_backward(d_middle, block.out, ao, bo * scale)
         [db_o] = _b_gradients(d_middle, t_o, [bo], scale)
         da_o = dt_o.t() @ context
-        d_heads = _attend_backward(d_context, (q, k, v), weights, block, batch.segments)
+        if block.tiled:
+            d_heads = kernels.attend_backward(
+                d_context, (q, k, v), context, *weights, batch.table, width=block.head_width,
+                scale=block.attention_scale,
+            )  # fmt: skip
+        else:
+            d_heads = _attend_backward(d_context, (q, k, v), weights, block, batch.segments)
         d_qkv = x.new_empty(len(x), len(block.qkv))
         kernels.rotate_split(d_qkv, d_heads, segments_M_2=batch.bounds, cos=cos, sin=sin, back=True)
 

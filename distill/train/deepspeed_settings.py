@@ -44,3 +44,14 @@ def deepspeed_settings(train: TrainConfig) -> dict[str, Any]:
         "steps_per_print": 1_000_000_000,
     }
     return merge(mine, train.deepspeed)
+
+
+def skip_shared_memory_build() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collective.
+
+    It would take half a minute on first use, race between two workers, and is called by
+    inference only; training's collectives are gloo's.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -21,7 +21,7 @@ from distill.train.batches import deal
 from distill.train.checkpoint import Position, load_state
 from distill.train.config import StudentConfig, TrainConfig
 from distill.train.curves import append_row, keep_rows
-from distill.train.deepspeed_settings import deepspeed_settings
+from distill.train.deepspeed_settings import deepspeed_settings, skip_shared_memory_build
 from distill.train.encode import Item
 from distill.train.feed import TRAINING, Steps, num_steps
 from distill.train.follow import CURVES, read_rows
@@ -79,7 +79,7 @@ def _run(config: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(train.threads_per_worker)
-        _skip_shared_memory_build()
+        skip_shared_memory_build()
 
     # Set up
     deepspeed.init_distributed(
@@ -280,17 +280,6 @@ def _everyones(mine: list[str]) -> list[str]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, mine)
     return [name for names in gathered for name in names]
-
-
-def _skip_shared_memory_build() -> None:
-    """Keep DeepSpeed from compiling its shared-memory collective.
-
-    It would take half a minute on first use, race between two workers, and is called by
-    inference only; training's collectives are gloo's.
-    """
-    import deepspeed.ops
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _return_free_memory() -> None:

@@ -22,6 +22,11 @@ class Segment:
     length: int
     prefix: Segment | None = None
 
+    @property
+    def seen_before(self) -> tuple[int, int]:
+        """Start and length of the prefix; zeros without one."""
+        return (self.prefix.start, self.prefix.length) if self.prefix else (0, 0)
+
     def heads(self, flat: torch.Tensor, num_rows: int, width: int) -> torch.Tensor:
         """View this segment's part of a head-major tensor as [heads, length, width]."""
         per_row = flat.numel() // num_rows
@@ -50,7 +55,8 @@ class PackedBatch(Targets):
     """One micro-batch without padding; a prefix that sequences share is in it once.
 
     Shapes, of M rows: `tokens` [M]; `places` [M], each token's place in its sequence; `bounds`
-    [M, 2], start and length of the segment a row belongs to; `positions` [N], rows whose next
+    [M, 2], start and length of the segment a row belongs to; `table` [segments, 4], start and
+    length of each segment and of its prefix (length 0: none); `positions` [N], rows whose next
     token counts. A prefix lies before the segments that need it.
     """
 
@@ -83,10 +89,12 @@ class PackedBatch(Targets):
         if blank:
             lay([pad_token] * blank, first=0, prefix=None)
         bounds = [(s.start, s.length) for s in self.segments for _ in range(s.length)]
+        table = [(s.start, s.length, *s.seen_before) for s in self.segments]
         positions = [row for index in range(len(sequences)) for row in rows_of[index]]
         self.tokens = torch.tensor(tokens, device=device)
         self.places = torch.tensor(places, device=device)
         self.bounds = torch.tensor(bounds, device=device)
+        self.table = torch.tensor(table, device=device)
         self.positions = torch.tensor(positions, dtype=torch.long, device=device)
 
     def may_attend(self) -> tuple[torch.Tensor, torch.Tensor]:

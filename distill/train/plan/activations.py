@@ -83,9 +83,11 @@ def _fused_layer(setting: Setting, batch: MicroBatch) -> float:
     wide, narrow = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     row = 2 * model.hidden_size + 2 * wide + 2 * narrow + 2 * model.intermediate_size
     row += 7 * setting.student.rank
-    # The attention's probabilities are kept: a row of each head sees its own record.
-    probabilities = batch.tokens * batch.width * model.num_heads
-    return p * (batch.tokens * row + probabilities) + 8 * batch.tokens
+    kept = batch.tokens * (p * row + 8)
+    if setting.tiled:  # each query's log-sum-exp in float32
+        return kept + 4 * batch.tokens * model.num_heads
+    # The attention's probabilities: a row of each head sees its own record.
+    return kept + p * batch.tokens * batch.width * model.num_heads
 
 
 def working_bytes(setting: Setting, batch: MicroBatch) -> float:
@@ -95,6 +97,8 @@ def working_bytes(setting: Setting, batch: MicroBatch) -> float:
     tokens = batch.tokens * times
     # Gradients of gate, up and their product, and of the residual stream and its norm.
     needed = tokens * (3 * inner + 3 * model.hidden_size) * p
+    if setting.tiled:  # gradients of keys and values in float32
+        needed += tokens * 2 * model.num_kv_heads * model.head_dim * 4
     if setting.student.tuning == "qlora":
         # One weight at a time is turned back into the compute type.
         needed += max(linear.weights for linear in model.linears) * p

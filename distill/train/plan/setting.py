@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from cluster.processor import has_tiles
 from distill.train.config import StudentConfig, TrainConfig
 from distill.train.plan.architecture import Architecture, read_architecture
 from distill.train.plan.hardware import Hardware
@@ -75,6 +76,16 @@ class Setting:
             and not train.gradient_checkpointing
             and train.zero_stage != 3
         )
+
+    @property
+    def tiled(self) -> bool:
+        """Whether the fused step's attention takes tiles and keeps no probabilities.
+
+        As `distill.train.cpu_kernels.has_tiled_attention` decides it.
+        """
+        width = self.architecture.head_dim
+        fits = width % 32 == 0 and width <= 128
+        return self.fused and self.precise.in_bf16 and fits and has_tiles()
 
     @property
     def sequences_per_record(self) -> int:

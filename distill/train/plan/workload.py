@@ -64,7 +64,7 @@ def largest_micro_batch(workload: Workload, train: TrainConfig) -> MicroBatch:
     if len(workload.lengths) == workload.records and max(workload.lengths) == workload.max_tokens:
         found = _dealt(workload, train)
         sizes = max(found, key=lambda part: (sum(part), max(part)))
-        return MicroBatch(len(sizes), max(sizes), sum(sizes), _rows(sum(sizes), share))
+        return micro_batch_of(sizes, completion_share=share)
     most = min(train.micro_batch_size, -(-train.batch_size // train.workers))
     tokens = most * workload.max_tokens
     return MicroBatch(most, workload.max_tokens, tokens, _rows(tokens, share))
@@ -84,6 +84,44 @@ def mean_micro_batch(workload: Workload, train: TrainConfig) -> MicroBatch:
     count = max(1, round(sequences))
     rows = _rows(tokens, workload.completion_share)
     return MicroBatch(count, max(1, round(width)), round(tokens), rows)
+
+
+def typical_lengths(workload: Workload, train: TrainConfig) -> tuple[int, ...]:
+    """Lengths of the records of one micro-batch that stands for all of them.
+
+    Work grows with the lengths and, in attention, with their squares: it is the first epoch's
+    micro-batch that comes nearest to the mean of both. Where no length is known they differ by a
+    token or two around the mean: equal ones would be computed faster than a run's are.
+    """
+    if not workload.lengths:
+        usual = mean_micro_batch(workload, train)
+        width, more = divmod(usual.tokens, usual.sequences)
+        lengths = [width + (i < more) for i in range(usual.sequences)]
+        if not more and len(lengths) > 1 and width > 1:
+            lengths[0], lengths[-1] = width + 1, width - 1
+        return tuple(lengths)
+    found = _dealt(workload, train)
+    tokens = sum(map(sum, found)) / len(found)
+    squares = sum(sum(n * n for n in part) for part in found) / len(found)
+
+    def distance(part: list[int]) -> float:
+        return abs(sum(part) / tokens - 1) + abs(sum(n * n for n in part) / squares - 1)
+
+    return tuple(min(found, key=distance))
+
+
+def micro_batch_of(lengths: Sequence[int], *, completion_share: float) -> MicroBatch:
+    """Describe a micro-batch of records that have these lengths."""
+    rows = _rows(sum(lengths), completion_share)
+    return MicroBatch(len(lengths), max(lengths), sum(lengths), rows)
+
+
+def micro_batches_per_step(workload: Workload, train: TrainConfig) -> float:
+    """Micro-batches that a worker computes for one optimiser step, on the mean."""
+    if workload.lengths:
+        steps_an_epoch = -(-len(workload.lengths) // train.batch_size)
+        return len(_dealt(workload, train)) / train.workers / steps_an_epoch
+    return -(-train.batch_size // (train.workers * train.micro_batch_size))
 
 
 def _dealt(workload: Workload, train: TrainConfig) -> list[list[int]]:
