@@ -105,9 +105,25 @@ def start_local_ray(folder: str, **options: Any) -> str:
                 raise
             ray.shutdown()
             _end_processes_of(folder)
+    _end_what_nobody_asks()
     global _started_here
     _started_here = str(context.address_info["gcs_address"])
     return _started_here
+
+
+def _end_what_nobody_asks() -> None:
+    """End what a Ray of the run's own starts for others, and what takes 5% of a core all the time.
+
+    No log goes to the driver, so none need be followed; no node is added, so there is nothing to
+    scale; of the dashboard only the part that reports usage is left. `ray.init` has no option for
+    any of them.
+    """
+    from ray._private import worker
+
+    node = worker._global_node
+    node.kill_log_monitor(check_alive=False)
+    node.kill_monitor(check_alive=False)
+    node.kill_dashboard(check_alive=False)
 
 
 def ends_with_this_process() -> bool:

@@ -121,9 +121,10 @@ def deal(
     """Deal records to workers and micro-batches: like lengths together, and like amounts of tokens.
 
     Micro-batch `k` of all workers holds neighbours in length, which costs little padding where
-    there is any, and there the longest record goes to whoever has fewest tokens: ZeRO's collectives
-    run once a micro-batch, and each waits for the slowest. For the same reason all workers have
-    equally many; one can be empty when there are fewer records than places.
+    there is any, and there the longest record goes to whoever has fewest tokens, and records change
+    hands as long as that takes some from whoever has most: ZeRO's collectives run once a
+    micro-batch, and each waits for the slowest. For the same reason all workers have equally many;
+    one can be empty when there are fewer records than places.
     """
     by_length = sorted(indices, key=lambda i: (-lengths[i], i))
     num_micro = max(1, -(-len(by_length) // (workers * micro_batch_size)))
@@ -140,7 +141,30 @@ def deal(
             to = min(free, key=lambda worker: (tokens[worker], dealt[worker], worker))
             hands[to].append(index)
             tokens[to] += lengths[index]
+        _even_out(hands, lengths)
         for worker in range(workers):
             step[worker].append(hands[worker])
-            dealt[worker] += tokens[worker]
+            dealt[worker] += sum(lengths[i] for i in hands[worker])
     return step
+
+
+def _even_out(hands: list[list[int]], lengths: Sequence[int]) -> None:
+    """Exchange records between the fullest and the emptiest hand until that helps no more."""
+    while True:
+        tokens = [sum(lengths[i] for i in hand) for hand in hands]
+        most, least = tokens.index(max(tokens)), tokens.index(min(tokens))
+        gap = tokens[most] - tokens[least]
+        # Exchanging records that differ by d changes the gap by 2 d.
+        found = min(
+            (
+                (abs(gap - 2 * d), i, j)
+                for i, one in enumerate(hands[most])
+                for j, other in enumerate(hands[least])
+                if 0 < (d := lengths[one] - lengths[other]) < gap
+            ),
+            default=None,
+        )
+        if found is None:
+            return
+        _, i, j = found
+        hands[most][i], hands[least][j] = hands[least][j], hands[most][i]

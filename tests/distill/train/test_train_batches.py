@@ -53,6 +53,13 @@ def test_a_step_mixes_lengths_because_length_goes_with_the_class() -> None:
     assert all(2 <= count <= 14 for count in short), short
 
 
+def test_the_slowest_of_two_workers_has_hardly_more_than_half() -> None:
+    steps = [step for step in plan(2) if len(members(step)) == 16]
+    for micro in range(2):  # each waits for the slowest
+        of = [[sum(LENGTHS[i] for i in worker[micro]) for worker in step] for step in steps]
+        assert sum(max(tokens) / sum(tokens) for tokens in of) / len(of) < 0.51
+
+
 def test_workers_get_like_amounts() -> None:
     tokens = [
         sum(LENGTHS[i] for micro in worker for i in micro)
