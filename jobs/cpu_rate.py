@@ -39,6 +39,8 @@ SECONDS = 8.0
 """How long steps are taken; a person waits for it."""
 BEYOND_CACHE = 256 << 20
 """Bytes of weights that no processor's last-level cache keeps for one process."""
+RAY_CORES = 0.25
+"""Cores that Ray's own processes take while workers train (two machines, docs/log.md)."""
 LEAST_ROUNDS = 3
 SOURCE = "blocks of this student, trained on this machine a moment ago"
 
@@ -67,8 +69,14 @@ def with_time(setting: Setting, seconds: float) -> Hardware:
         student = student.model_copy(update={"tuning": "lora"})
     timed = replace(setting, student=student, train=train)
     rate = operations(timed, _typical(setting)) / seconds / 1e12
-    update = {"tflops": rate, "achieved": 1.0, "achieved_source": SOURCE}
+    update = {"tflops": rate, "achieved": share_left(train), "achieved_source": SOURCE}
     return setting.hardware.model_copy(update=update)
+
+
+def share_left(train: TrainConfig) -> float:
+    """Share of the measured speed that is left to workers beside Ray's own processes."""
+    busy = workers_here(train) * train.threads_per_worker
+    return 1.0 if train.in_process else min(1.0, (_cores() - RAY_CORES) / busy)
 
 
 def _typical(setting: Setting) -> MicroBatch:
@@ -78,8 +86,11 @@ def _typical(setting: Setting) -> MicroBatch:
 
 def workers_here(train: TrainConfig) -> int:
     """Return how many of the run's workers this machine has cores for, at least one."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(train.workers, cores // train.threads_per_worker))
+    return max(1, min(train.workers, _cores() // train.threads_per_worker))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def measure(setting: Setting, *, seconds: float = SECONDS) -> StepTime:

@@ -15,7 +15,7 @@ from distill.train.plan.hardware import Hardware
 from distill.train.plan.plan import make_plan
 from distill.train.plan.setting import Setting
 from distill.train.plan.workload import known_lengths
-from jobs.cpu_rate import measure, num_blocks, with_time, workers_here
+from jobs.cpu_rate import RAY_CORES, measure, num_blocks, share_left, with_time, workers_here
 
 CPU = Hardware(
     name="cpu", title="a machine", kind="cpu", memory_gib=16, tflops=0.1, achieved=1.0,
@@ -30,6 +30,12 @@ def setting(model: Path | str, *, tokens: int, targets: list[str] | None = None)
     return Setting(student, train, read_architecture(str(model)), work, CPU)
 
 
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+
+
+@pytest.mark.usefixtures("eight_cores")
 def test_the_plan_takes_exactly_the_time_that_was_measured() -> None:
     plain = setting("HuggingFaceTB/SmolLM2-135M-Instruct", tokens=100)
     told = Setting(
@@ -47,6 +53,17 @@ def test_a_method_that_computes_more_than_was_timed_is_planned_slower() -> None:
     ]
     # Two answers a record, forward and backward; the reference reads both once more.
     assert speeds[0] / speeds[1] == pytest.approx(3, rel=0.1)
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_ray_takes_its_part_only_where_the_workers_leave_it_no_core() -> None:
+    half, all_, here = (
+        TrainConfig(workers=1, threads_per_worker=n, batch_size=8, in_process=inside)
+        for n, inside in ((4, False), (8, False), (8, True))
+    )
+    assert share_left(half) == 1
+    assert share_left(all_) == pytest.approx((8 - RAY_CORES) / 8)
+    assert share_left(here) == 1
 
 
 @pytest.mark.parametrize(
