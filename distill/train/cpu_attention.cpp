@@ -185,7 +185,7 @@ void pair(const num* x, int64_t row, int64_t count, int64_t N, int64_t W, num* o
 
 // 2^x for x up to 0 or so, to about 2e-7 of it: the fraction's series to the sixth power.
 inline __m512 exp2_16(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);  // this way round what is no number stays none
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 f = _mm512_sub_ps(x, whole);
     __m512 y = _mm512_set1_ps(1.5403530e-4f);

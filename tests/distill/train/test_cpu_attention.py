@@ -107,6 +107,15 @@ def test_other_products_on_tiles_go_on_between_calls() -> None:
     assert torch.equal(a @ b, before)
 
 
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_is_no_number_stays_none(which: int) -> None:
+    heads = [torch.randn(n * 40 * 64).bfloat16() for n in (3, 1, 1)]
+    heads[which][5 * 64] = float("nan")  # the sixth row of the first head
+    table = torch.tensor([(0, 40, 0, 0)])
+    context, _ = cpu_kernels.attend(tuple(heads), table, num_rows=40, width=64, scale=0.125)
+    assert bool(context[5, :64].isnan().all() if which < 2 else context[5, 0].isnan())
+
+
 def test_what_does_not_fit_tiles_is_left_to_products_of_matrices() -> None:
     assert not cpu_kernels.has_tiled_attention(torch.float32, 64)
     assert not cpu_kernels.has_tiled_attention(torch.bfloat16, 80)
