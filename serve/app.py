@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import cpu_engine
 from cluster.errors import PrerequisiteError, StageError
+from cluster.free_memory import WORKER_EXTENSION
 from cluster.models import model_location, model_name
 from cluster.session import require_port
 from cluster.storage import Store
@@ -56,6 +57,7 @@ def engine_config(config: ServeConfig, *, base_model: str, accelerator: str | No
     hardware: dict[str, Any]
     if accelerator is None:
         engine |= cpu_engine.engine_arguments(kv_cache_gb=config.kv_cache_gb)
+        engine["worker_extension_cls"] = WORKER_EXTENSION
         hardware = {
             "accelerator_config": {"kind": "cpu"},
             "runtime_env": {

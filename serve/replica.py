@@ -21,6 +21,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError
 
 from cluster.errors import RegistryError
+from cluster.free_memory import WORKER_EXTENSION
 from cluster.models import model_digest
 from cluster.registry import Registry
 from serve.adapters import AdapterFolders
@@ -199,7 +200,11 @@ class ModelReplica(LLMServer):
         request = self.engine._oai_models.lora_requests.pop(model_id, None)
         if request is not None:
             # vLLM's own unload forgets the name only; this takes the weights out of the engine.
-            await self.engine._engine_client.remove_lora(request.lora_int_id)
+            client = self.engine._engine_client
+            await client.remove_lora(request.lora_int_id)
+            if self._llm_config.engine_kwargs.get("worker_extension_cls") == WORKER_EXTENSION:
+                # Without it the engine's heap grew by a megabyte and more a swap (docs/log.md).
+                await client.collective_rpc("return_free_memory")
             log.info("%s unloaded", model_id)
 
     async def _warm(self, model_id: str | None) -> None:

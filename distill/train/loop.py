@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.free_memory import return_free_memory
 from distill.train.batches import deal
 from distill.train.checkpoint import Position, load_state
 from distill.train.config import StudentConfig, TrainConfig
@@ -203,7 +204,7 @@ def _run(config: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
                 observer.not_finite(position.step + 1, broken)
             return {**asdict(position), "stopped": "not_finite", "example_ids": broken}
         if device.type == "cpu" and position.step % TRIM_EVERY == 0:
-            _return_free_memory()
+            return_free_memory()
 
         position.step += 1
         position.tokens += num_tokens
@@ -280,12 +281,3 @@ def _everyones(mine: list[str]) -> list[str]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, mine)
     return [name for names in gathered for name in names]
-
-
-def _return_free_memory() -> None:
-    """Return freed pages: batches of changing width leave holes that nothing fits again."""
-    import ctypes
-
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if trim is not None:
-        trim(0)
