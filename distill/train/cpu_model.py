@@ -104,10 +104,11 @@ class _Block(torch.autograd.Function):
         q, k, v = heads = block.heads(len(x), like=x)
         kernels.rotate_split(qkv, heads, segments_M_2=batch.bounds, cos=cos, sin=sin, back=False)
         if block.tiled:
-            context, *weights = kernels.attend(
+            context, lse = kernels.attend(
                 heads, batch.table, num_rows=len(x), width=block.head_width,
                 scale=block.attention_scale,
             )  # fmt: skip
+            weights = [lse]
         else:
             context, weights = _attend(heads, block, batch.segments, len(x))
         out, t_o = _linear(context, block.out, ao, bo * scale)
@@ -153,7 +154,7 @@ class _Block(torch.autograd.Function):
         da_o = dt_o.t() @ context
         if block.tiled:
             d_heads = kernels.attend_backward(
-                d_context, (q, k, v), context, *weights, batch.table, width=block.head_width,
+                d_context, (q, k, v), context, weights[0], batch.table, width=block.head_width,
                 scale=block.attention_scale,
             )  # fmt: skip
         else:

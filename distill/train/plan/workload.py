@@ -107,7 +107,8 @@ def typical_lengths(workload: Workload, train: TrainConfig) -> tuple[int, ...]:
     def distance(part: list[int]) -> float:
         return abs(sum(part) / tokens - 1) + abs(sum(n * n for n in part) / squares - 1)
 
-    return tuple(min(found, key=distance))
+    typical = min(found, key=distance)
+    return tuple(typical)
 
 
 def micro_batch_of(lengths: Sequence[int], *, completion_share: float) -> MicroBatch:
