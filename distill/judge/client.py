@@ -31,7 +31,7 @@ class JudgeClient:
     def __init__(self, config: JudgeLiteLLM):
         """Check the key (PrerequisiteError)."""
         # From there, not by itself: that module keeps LiteLLM from fetching a newer price table.
-        from distill.teach.litellm import connection, litellm
+        from distill.teach.provider import connection, litellm
 
         litellm.suppress_debug_info = True
         self._config = config
@@ -64,7 +64,7 @@ class JudgeClient:
         return list(await asyncio.gather(*(one(messages) for messages in questions)))
 
     async def _one(self, messages: list[Message], answer_format: dict[str, Any]) -> Reply:
-        from distill.teach.litellm import complete
+        from distill.teach.provider import complete
 
         request = {
             **self._connection,
