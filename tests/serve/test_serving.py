@@ -116,6 +116,40 @@ def test_models_are_listed(served: Served) -> None:
     assert served.ready()["routes"] == {"reconcile": "reconcile@v1"}
 
 
+def test_litellm_and_langchain_are_served_as_openais_client_is(served: Served) -> None:
+    import litellm
+    from langchain_openai import ChatOpenAI, OpenAI
+
+    said, to = served.text("reconcile"), f"{served.url}/v1"
+    answer = litellm.completion(
+        model="openai/reconcile", api_base=to, api_key="none", messages=QUESTION, max_tokens=6,
+        temperature=0,
+    )  # fmt: skip
+    assert answer.choices[0].message.content == said
+    told: dict[str, Any] = {"base_url": to, "api_key": "none", "temperature": 0, "max_retries": 0}
+    chat = ChatOpenAI(model="reconcile", max_completion_tokens=6, **told)
+    asked = [("user", QUESTION[0]["content"])]
+    assert chat.invoke(asked).content == said
+    assert "".join(str(part.content) for part in chat.stream(asked)) == said
+    text = OpenAI(model="reconcile", max_tokens=6, **told).invoke("Bank:")
+    plain = served.openai.completions.create(
+        model="reconcile", prompt="Bank:", max_tokens=6, temperature=0
+    )
+    assert text == plain.choices[0].text
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+def test_curl_is_answered(served: Served) -> None:
+    body = {"model": "reconcile", "messages": QUESTION, "max_tokens": 6, "temperature": 0}
+    done = subprocess.run(
+        ["curl", "-sSf", f"{served.url}/v1/chat/completions", "--json", json.dumps(body)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == served.text("reconcile")
+
+
 def test_every_name_is_answered_by_what_it_means(served: Served) -> None:
     texts = {}
     for asked, answers in {
