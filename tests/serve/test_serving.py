@@ -116,7 +116,11 @@ def test_models_are_listed(served: Served) -> None:
     assert served.ready()["routes"] == {"reconcile": "reconcile@v1"}
 
 
-def test_litellm_and_langchain_are_served_as_openais_client_is(served: Served) -> None:
+def test_litellm_and_langchain_are_served_as_openais_client_is(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its price table comes from the network otherwise, when it is imported.
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm
     from langchain_openai import ChatOpenAI, OpenAI
 
