@@ -25,9 +25,9 @@ def precision(accelerator: str | None, *, cpuinfo: Path = CPUINFO) -> Precision:
     return "bf16" if accelerator is not None or BF16_FLAGS & _flags(cpuinfo) else "fp32"
 
 
-def has_tiles(*, cpuinfo: Path = CPUINFO) -> bool:
-    """Whether it has AMX tiles of bfloat16."""
-    return {"amx_tile", "amx_bf16"} <= _flags(cpuinfo)
+def has_tiles_for(head_width: int, *, cpuinfo: Path = CPUINFO) -> bool:
+    """Whether it has AMX tiles of bfloat16 and attention's heads fill them, 32 deep."""
+    return head_width % 32 == 0 and {"amx_tile", "amx_bf16"} <= _flags(cpuinfo)
 
 
 def dtype_name(accelerator: str | None) -> str:

@@ -40,7 +40,7 @@ SECONDS = 8.0
 BEYOND_CACHE = 256 << 20
 """Bytes of weights that no processor's last-level cache keeps for one process."""
 RAY_CORES = 0.25
-"""Cores that Ray's own processes take while workers train (two machines, docs/log.md)."""
+"""Cores that Ray's own processes take while workers train, counted on two cores (docs/log.md)."""
 LEAST_ROUNDS = 3
 SOURCE = "blocks of this student, trained on this machine a moment ago"
 

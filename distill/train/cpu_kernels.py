@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from cluster.processor import has_tiles_for
+
 SOURCE = Path(__file__).with_suffix(".cpp")
 ATTENTION = Path(__file__).with_name("cpu_attention.cpp")
 # Fast-math at compile time only: at link time it would switch the whole process to flush
@@ -37,7 +39,7 @@ def load(dtype: torch.dtype) -> ctypes.CDLL | None:
 def load_attention() -> ctypes.CDLL | None:
     """Load attention in bfloat16 on AMX tiles, compiling it on first use; None without tiles."""
     # Linux gives a process tiles when it asks, and torch does.
-    if not (torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()):
+    if not torch.cpu._init_amx():
         return None
     return _built(ATTENTION, [])
 
@@ -180,8 +182,8 @@ def cross_entropy(
 
 def has_tiled_attention(dtype: torch.dtype, head_width: int) -> bool:
     """Whether `attend` computes heads of this type and width here."""
-    fits = head_width % 32 == 0 and head_width <= 128
-    return dtype == torch.bfloat16 and fits and load_attention() is not None
+    fits = dtype == torch.bfloat16 and has_tiles_for(head_width)
+    return fits and load_attention() is not None
 
 
 def attend(

@@ -31,10 +31,11 @@ def test_bfloat16_where_the_processor_has_its_products(
 def test_tiles_where_the_processor_names_both_flags(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(SAPPHIRE_RAPIDS)
-    assert processor.has_tiles(cpuinfo=cpuinfo)
+    assert processor.has_tiles_for(64, cpuinfo=cpuinfo)
+    assert not processor.has_tiles_for(80, cpuinfo=cpuinfo)
     other = tmp_path / "other"
     other.write_text(GRAVITON_3)
-    assert not processor.has_tiles(cpuinfo=other)
+    assert not processor.has_tiles_for(64, cpuinfo=other)
 
 
 def test_a_system_that_says_nothing_computes_in_float32(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from cluster.processor import has_tiles
+from cluster.processor import has_tiles_for
 from distill.train.config import StudentConfig, TrainConfig
 from distill.train.plan.architecture import Architecture, read_architecture
 from distill.train.plan.hardware import Hardware
@@ -83,9 +83,7 @@ class Setting:
 
         As `distill.train.cpu_kernels.has_tiled_attention` decides it.
         """
-        width = self.architecture.head_dim
-        fits = width % 32 == 0 and width <= 128
-        return self.fused and self.precise.in_bf16 and fits and has_tiles()
+        return self.fused and self.precise.in_bf16 and has_tiles_for(self.architecture.head_dim)
 
     @property
     def sequences_per_record(self) -> int:

@@ -84,7 +84,7 @@ def _tiles() -> None:
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
-@pytest.mark.parametrize(("width", "groups"), [(64, 3), (32, 1), (128, 2)])
+@pytest.mark.parametrize(("width", "groups"), [(64, 3), (32, 1), (128, 2), (256, 1)])
 def test_context_and_gradients_are_those_of_the_formula(
     layout: str, width: int, groups: int
 ) -> None:
@@ -119,4 +119,3 @@ def test_what_is_no_number_stays_none(which: int) -> None:
 def test_what_does_not_fit_tiles_is_left_to_products_of_matrices() -> None:
     assert not cpu_kernels.has_tiled_attention(torch.float32, 64)
     assert not cpu_kernels.has_tiled_attention(torch.bfloat16, 80)
-    assert not cpu_kernels.has_tiled_attention(torch.bfloat16, 256)
