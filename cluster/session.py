@@ -26,6 +26,8 @@ QUIET_ENV = {
 }
 # Ray Serve's HTTP proxies call it when they start. A name only: `serve` is not imported here.
 PROXY_ENV = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.front:middlewares"}
+OWN_RAY = {"num_workers_soft_limit": 0, "idle_worker_killing_time_threshold_ms": 10_000}
+"""What a Ray of the run's own does with processes that wait for work."""
 _started_here = ""
 """Address of the Ray that this process started last."""
 LOGS_KEPT = ("worker-", "serve", "train", "gcs_server", "raylet")
@@ -97,6 +99,7 @@ def start_local_ray(folder: str, **options: Any) -> str:
                 include_dashboard=False,
                 log_to_driver=False,
                 _temp_dir=folder,
+                _system_config=OWN_RAY,
                 **options,
             )
             break

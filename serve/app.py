@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import cpu_engine
 from cluster.errors import PrerequisiteError, StageError
-from cluster.free_memory import WORKER_EXTENSION
+from cluster.heap import WORKER_EXTENSION
 from cluster.models import model_location, model_name
 from cluster.session import require_port
 from cluster.storage import Store

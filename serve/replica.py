@@ -21,7 +21,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError
 
 from cluster.errors import RegistryError
-from cluster.free_memory import WORKER_EXTENSION
+from cluster.heap import WORKER_EXTENSION
 from cluster.models import model_digest
 from cluster.registry import Registry
 from serve.adapters import AdapterFolders

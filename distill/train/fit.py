@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import DistilleryError, StageError, root_cause
+from cluster.heap import heap_environment
 from distill.train.config import StudentConfig, TrainConfig
 from distill.train.feed import TRAINING, Feed
 from distill.train.loop import WorkerConfig, run_worker
@@ -163,10 +164,6 @@ def worker_environment(train: TrainConfig, accelerator: str | None) -> dict[str,
             # Two threads that spin while they wait are 1.4 times as fast on a machine that does
             # nothing else, and a quarter to half as fast beside other work: docs/log.md.
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-            # Without these glibc gives every large tensor back to the kernel and faults its
-            # pages in again for the next one: docs/log.md has the figures.
-            "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
-            "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
-            "MALLOC_TOP_PAD_": str(1 << 26),
+            **heap_environment(),
         }
     return env

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.free_memory import return_free_memory
+from cluster.heap import leaves_holes, return_free_memory
 from distill.train.batches import deal
 from distill.train.checkpoint import Position, load_state
 from distill.train.config import StudentConfig, TrainConfig
@@ -31,7 +31,7 @@ from distill.train.saving import Saver, lacking_room
 
 STARTS = "starts.jsonl"
 TRIM_EVERY = 10
-"""Steps between two returns of free memory to the system."""
+"""Steps between two returns of free memory to the system, where the heap grows for its holes."""
 
 
 @dataclass
@@ -155,6 +155,9 @@ def _run(config: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
             observer.see(row)
 
     # Train
+    holes = device.type == "cpu" and leaves_holes()
+    if device.type == "cpu":
+        return_free_memory()  # what loading took
     while position.step < total_steps and not position.stopped:
         started = time.perf_counter()
         mine = steps.take(position.step)
@@ -203,7 +206,7 @@ def _run(config: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
             if observer is not None:
                 observer.not_finite(position.step + 1, broken)
             return {**asdict(position), "stopped": "not_finite", "example_ids": broken}
-        if device.type == "cpu" and position.step % TRIM_EVERY == 0:
+        if holes and (position.step + 1) % TRIM_EVERY == 0:
             return_free_memory()
 
         position.step += 1
