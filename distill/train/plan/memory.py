@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.heap import jemalloc
 from distill.train.plan.activations import activation_bytes, loss_bytes, working_bytes
 from distill.train.plan.architecture import NF4_BYTES, Architecture
 from distill.train.plan.setting import Setting
@@ -27,12 +28,13 @@ leaves holes that nothing fits. Our own reserve: what others measured with LoRA 
 up to a tenth above a plan (a test has the figures)."""
 CPU_USABLE = 0.90
 """Share of a machine's memory that workers may fill: the system, Ray and the driver need some."""
-HEAP_PLAIN, HEAP_FUSED = 2.45, 1.47
-"""Resident bytes a byte of live tensors on CPU, in transformers' step and in the fused one. glibc
-puts an aligned tensor only into a larger hole than its own size, so most of what the forward pass
-frees between two tensors that stay is not used again, and the workers' environment keeps it from
-going back to the system (`stage.worker_environment`, for speed). The live bytes are exact: what
-autograd saves was counted."""
+HEAP_JEMALLOC, HEAP_GLIBC_PLAIN, HEAP_GLIBC_FUSED = 1.2, 2.45, 1.47
+"""Resident bytes a byte of live tensors on CPU: with jemalloc, seen as 1.04 to 1.34 in nine runs of
+one worker and two (1.49 and 1.57 with two threads in the fused step); with glibc in transformers'
+step and in the fused one. glibc puts an aligned tensor only into a larger hole than its own size,
+so most of what the forward pass frees between two tensors that stay is not used again, and the
+workers' environment keeps it from going back to the system (`cluster.heap`, for speed). The live
+bytes are exact: what autograd saves was counted."""
 BUCKET = 50_000_000
 """Elements of DeepSpeed's reduce bucket, as `deepspeed_settings` sets it."""
 LIVE_PARAMETERS = 1_000_000_000
@@ -76,7 +78,7 @@ def predict_memory(setting: Setting) -> Memory:
     resident, host = _resident(setting)
     moving = _moving(setting, batch)
     if setting.hardware.kind == "cpu":
-        share = (HEAP_FUSED if setting.fused else HEAP_PLAIN) - 1
+        share = _heap_factor(setting) - 1
         moving.append(Part("holes in the heap", share * sum(part.bytes for part in moving)))
     step = _step_bytes(setting)
     beyond = step - sum(part.bytes for part in moving)
@@ -187,6 +189,13 @@ def _moving(setting: Setting, batch: MicroBatch) -> list[Part]:
         Part("backward", working_bytes(setting, batch), "of one block"),
         Part("logits", loss_bytes(setting, batch), f"{batch.completion_rows:,} rows with loss"),
     ]
+
+
+def _heap_factor(setting: Setting) -> float:
+    # In the driver's process the heap is whatever that process began with.
+    if jemalloc() is not None and not setting.train.in_process:
+        return HEAP_JEMALLOC
+    return HEAP_GLIBC_FUSED if setting.fused else HEAP_GLIBC_PLAIN
 
 
 def _step_bytes(setting: Setting) -> float:
