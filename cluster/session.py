@@ -27,7 +27,11 @@ QUIET_ENV = {
 # Ray Serve's HTTP proxies call it when they start. A name only: `serve` is not imported here.
 PROXY_ENV = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.front:middlewares"}
 OWN_RAY = {"num_workers_soft_limit": 0, "idle_worker_killing_time_threshold_ms": 10_000}
-"""What a Ray of the run's own does with processes that wait for work."""
+"""Ray's configuration where it is the run's own: a process without a task goes after 10 s.
+
+Ray keeps one a CPU by default. Each wakes a hundred times a second, in turn interrupting whoever
+trains on all cores; one that is needed again starts within a second or two.
+"""
 _started_here = ""
 """Address of the Ray that this process started last."""
 LOGS_KEPT = ("worker-", "serve", "train", "gcs_server", "raylet")

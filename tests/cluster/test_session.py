@@ -1,10 +1,14 @@
-"""Ports that a server may listen on, and what is said of those that it may not."""
+"""Ports that a server may listen on, what is said of others, and a Ray of the run's own."""
 
 from __future__ import annotations
 
+import os
 import socket
+import time
 
+import psutil
 import pytest
+from local_ray import local_ray
 
 from cluster.errors import PrerequisiteError
 from cluster.session import require_port
@@ -41,3 +45,18 @@ def test_an_address_that_is_none_of_this_machine_is_not_called_taken(host: str) 
         require_port(8000, field="serve.port", host=host)
     assert f"serve.port 8000 cannot be opened on {host}" in str(caught.value)
     assert "an address of this machine" in str(caught.value)
+
+
+@pytest.mark.ray
+def test_a_process_without_a_task_goes_and_the_next_task_gets_another() -> None:
+    import ray
+
+    with local_ray():
+        task = ray.remote(os.getpid)
+        first = ray.get(task.remote())
+        assert ray.get(task.remote()) == first  # at once: it is still there
+        end = time.monotonic() + 60
+        while psutil.pid_exists(first) and time.monotonic() < end:
+            time.sleep(0.5)
+        assert not psutil.pid_exists(first)
+        assert ray.get(task.remote()) != first
