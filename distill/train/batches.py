@@ -123,8 +123,9 @@ def deal(
     Micro-batch `k` of all workers holds neighbours in length, which costs little padding where
     there is any, and there the longest record goes to whoever has fewest tokens, and records change
     hands as long as that takes some from whoever has most: ZeRO's collectives run once a
-    micro-batch, and each waits for the slowest. For the same reason all workers have equally many;
-    one can be empty when there are fewer records than places.
+    micro-batch, and each waits for the slowest. For the same reason all workers have equally many
+    micro-batches; one can be empty when there are fewer records than places, and one of short
+    records can hold more than `micro_batch_size`.
     """
     by_length = sorted(indices, key=lambda i: (-lengths[i], i))
     num_micro = max(1, -(-len(by_length) // (workers * micro_batch_size)))
@@ -149,22 +150,29 @@ def deal(
 
 
 def _even_out(hands: list[list[int]], lengths: Sequence[int]) -> None:
-    """Exchange records between the fullest and the emptiest hand until that helps no more."""
+    """Exchange or move records from the fullest to the emptiest hand until that helps no more.
+
+    One that is moved leaves a hand with more records than the others; it has fewer tokens than the
+    fullest had before, and tokens are what takes memory and time.
+    """
     while True:
         tokens = [sum(lengths[i] for i in hand) for hand in hands]
         most, least = tokens.index(max(tokens)), tokens.index(min(tokens))
         gap = tokens[most] - tokens[least]
-        # Exchanging records that differ by d changes the gap by 2 d.
+        in_return = [(len(hands[least]), 0), *((j, lengths[i]) for j, i in enumerate(hands[least]))]
+        # A record that is longer by d than what comes back for it changes the gap by 2 d.
         found = min(
             (
                 (abs(gap - 2 * d), i, j)
                 for i, one in enumerate(hands[most])
-                for j, other in enumerate(hands[least])
-                if 0 < (d := lengths[one] - lengths[other]) < gap
+                for j, back in in_return
+                if 0 < (d := lengths[one] - back) < gap
             ),
             default=None,
         )
         if found is None:
             return
         _, i, j = found
-        hands[most][i], hands[least][j] = hands[least][j], hands[most][i]
+        given, back = hands[most].pop(i), hands[least][j : j + 1]
+        hands[least][j : j + 1] = [given]
+        hands[most] += back

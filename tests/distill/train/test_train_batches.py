@@ -35,7 +35,16 @@ def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
 def test_all_workers_have_equally_many_micro_batches() -> None:
     for step in plan(4):  # one step has 7 records for 4 workers
         assert len({len(worker) for worker in step}) == 1
-        assert all(len(micro) <= 4 for worker in step for micro in worker)
+
+
+def test_more_records_than_asked_for_are_short_ones() -> None:
+    """A micro-batch of four takes memory by its tokens: five or six have no more than four had."""
+    lengths = [836, 533, 522, 459, 177, 175, 162, 153]
+    first, second = ([lengths[i] for i in micro] for (micro,) in deal(range(8), lengths, 2, 4))
+    assert {len(first), len(second)} == {3, 5}
+    assert max(sum(first), sum(second)) < 836 + 459 + 162 + 153  # the best of four and four
+    (one,), (other,) = deal(range(2), [1000, 10], 2, 1)
+    assert (one, other) == ([0], [1])
 
 
 def test_like_lengths_of_a_step_are_padded_together() -> None:
@@ -73,4 +82,4 @@ def test_workers_wait_little_for_each_other() -> None:
     steps = plan_epoch(LENGTHS[:96], seed=1, epoch=0, batch_size=8, workers=2, micro_batch_size=4)
     tokens = [[sum(LENGTHS[i] for i in micro) for (micro,) in step] for step in steps]
     waits = sum(max(step) for step in tokens) / sum(sum(step) / 2 for step in tokens)
-    assert waits < 1.04
+    assert waits < 1.01
