@@ -103,7 +103,7 @@ def start_local_ray(folder: str, **options: Any) -> str:
                 include_dashboard=False,
                 log_to_driver=False,
                 _temp_dir=folder,
-                _system_config=OWN_RAY,
+                _system_config=dict(OWN_RAY),  # Ray adds to it
                 **options,
             )
             break

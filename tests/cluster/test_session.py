@@ -52,7 +52,7 @@ def test_a_process_without_a_task_goes_and_the_next_task_gets_another() -> None:
     import ray
 
     with local_ray():
-        task = ray.remote(os.getpid)
+        task = ray.remote(lambda: os.getpid())
         first = ray.get(task.remote())
         assert ray.get(task.remote()) == first  # at once: it is still there
         end = time.monotonic() + 60
