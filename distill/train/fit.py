@@ -15,6 +15,7 @@ from distill.train.feed import TRAINING, Feed
 from distill.train.loop import WorkerConfig, run_worker
 from distill.train.prepare import prepare_feed
 from distill.train.sampler import start_sampler
+from distill.train.saving import drop_uploads
 from distill.train.snapshot import mend_snapshot, newest_step
 from distill.train.watch import as_row, data_findings
 
@@ -120,6 +121,7 @@ def fit(
         if sampler is not None:
             ray.get(sampler.stop.remote())
             ray.kill(sampler)
+        drop_uploads(folder / "checkpoints")
     outcome = dict(result.return_value)
     _raise_if_stopped(outcome, folder)
     mend_snapshot(folder / "checkpoints")  # what killed workers left of their uploads goes

@@ -29,9 +29,7 @@ class Saver:
         self._engine, self._student = engine, student
         self._train, self._checkpoints = train, checkpoints
         self._prefix = upload_prefix(checkpoints)
-        # A worker that was killed left what it was about to upload, which can be gigabytes.
-        for left in Path(tempfile.gettempdir()).glob(self._prefix + "*"):
-            shutil.rmtree(left, ignore_errors=True)
+        drop_uploads(checkpoints)
 
     def save(self, position: Position) -> dict[str, int] | None:
         """Save on all workers together; returns the bytes needed and free if they do not fit."""
@@ -58,6 +56,12 @@ class Saver:
 def upload_prefix(checkpoints: Path) -> str:
     """Return how the temporary folders of a run's checkpoints begin."""
     return f"checkpoint-{hashlib.sha256(str(checkpoints).encode()).hexdigest()[:12]}-"
+
+
+def drop_uploads(checkpoints: Path) -> None:
+    """Remove from this machine what workers that ended had still to upload: it can be gigabytes."""
+    for left in Path(tempfile.gettempdir()).glob(upload_prefix(checkpoints) + "*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def lacking_room(checkpoints: Path, *, needed: int | None = None) -> dict[str, int] | None:

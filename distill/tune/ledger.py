@@ -19,6 +19,7 @@ from cluster.storage import digest_of
 from distill.train.config import StudentConfig, TrainConfig
 from distill.train.follow import CURVES, read_rows
 from distill.train.items import rows_digest
+from distill.train.saving import drop_uploads
 from distill.tune.config import TuneConfig
 from distill.tune.space import Point
 
@@ -123,7 +124,9 @@ def drop_checkpoints(study: Study, points: Iterable[Point]) -> None:
     """Remove checkpoints of settled trials; call it when none of them can still be writing."""
     for point in points:
         if settled(study, point) is not None:
-            shutil.rmtree(study.trial_folder(point) / "checkpoints", ignore_errors=True)
+            checkpoints = study.trial_folder(point) / "checkpoints"
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            drop_uploads(checkpoints)
 
 
 def forget_other_searches(study: Study, points: Iterable[Point]) -> None:

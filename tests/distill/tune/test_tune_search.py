@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from local_ray import local_ray
 
 from cluster.storage import Store
 from distill.train.config import StudentConfig, TrainConfig
+from distill.train.saving import upload_prefix
 from distill.tune.config import TuneConfig
 from distill.tune.ledger import Study, settled
 from distill.tune.outcome import outcome_of
@@ -48,6 +50,12 @@ def examples(first: int, count: int) -> list[dict[str, Any]]:
 def ray_address() -> Iterator[str]:
     with local_ray(num_cpus=2) as address:
         yield address
+
+
+def uploads(trial: Path) -> list[Path]:
+    """What is left on this machine of checkpoints that a trial's worker was uploading."""
+    prefix = upload_prefix(trial / "checkpoints")
+    return list(Path(tempfile.gettempdir()).glob(f"{prefix}*"))
 
 
 def alive(pid: int) -> bool:
@@ -126,6 +134,7 @@ def test_a_bad_trial_is_stopped_and_a_second_call_does_nothing(
     assert not any(map(alive, workers))
     assert ray.available_resources().get("CPU") == 2
     assert not list(study.folder.glob("trials/*/checkpoints"))
+    assert not any(map(uploads, [study.trial_folder(point) for point in points]))
 
     outcome = outcome_of(study)
     write_outcome(Store(tmp_path), outcome, name="tiny")
