@@ -103,8 +103,8 @@ def start_local_ray(folder: str, **options: Any) -> str:
                 include_dashboard=False,
                 log_to_driver=False,
                 _temp_dir=folder,
-                _system_config=dict(OWN_RAY),  # Ray adds to it
-                **options,
+                # A new one each time: Ray adds to it.
+                **{**options, "_system_config": {**OWN_RAY, **options.get("_system_config", {})}},
             )
             break
         except Exception as error:
