@@ -31,7 +31,9 @@ JEMALLOC_KEEPS = ",".join(
     ]
 )
 """The same for jemalloc: jemalloc(3), section TUNING."""
-ALL_ARENAS = b"arena.4096.purge"  # MALLCTL_ARENAS_ALL, jemalloc(3)
+PURGE_ALL = b"arena.4096.purge"  # of MALLCTL_ARENAS_ALL, jemalloc(3)
+ALLOCATORS = ("malloc", "hoard")
+"""What names of libraries with an allocator contain."""
 
 
 def heap_environment() -> dict[str, str]:
@@ -42,7 +44,9 @@ def heap_environment() -> dict[str, str]:
     """
     env = dict(GLIBC_KEEPS)  # also of use where the library is missing on a worker's node
     library, given = jemalloc(), os.environ.get("LD_PRELOAD", "")
-    if library is not None and "malloc" not in given:
+    names = [Path(path).name for path in given.replace(":", " ").split()]
+    taken = any(part in name for name in names for part in ALLOCATORS)
+    if library is not None and not taken:
         env["LD_PRELOAD"] = f"{given}:{library}" if given else str(library)
         env["MALLOC_CONF"] = os.environ.get("MALLOC_CONF", JEMALLOC_KEEPS)
     return env
@@ -65,7 +69,11 @@ def jemalloc() -> Path | None:
 
 
 def leaves_holes() -> bool:
-    """Whether this process's heap grows while tensors of different sizes come and go."""
+    """Whether this process's heap grows while tensors of different sizes come and go.
+
+    So it is with glibc; of another allocator than jemalloc nothing is known, and asking glibc for
+    its free pages costs nothing there.
+    """
     return _mallctl() is None
 
 
@@ -74,7 +82,7 @@ def return_free_memory() -> None:
     mallctl = _mallctl()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if mallctl is not None:
-        mallctl(ALL_ARENAS, None, None, None, ctypes.c_size_t(0))
+        mallctl(PURGE_ALL, None, None, None, ctypes.c_size_t(0))
     elif trim is not None:
         trim(0)
 

@@ -125,7 +125,7 @@ def deal(
     hands as long as that takes some from whoever has most: ZeRO's collectives run once a
     micro-batch, and each waits for the slowest. For the same reason all workers have equally many
     micro-batches; one can be empty when there are fewer records than places, and one of short
-    records can hold more than `micro_batch_size`.
+    records can hold a quarter more than `micro_batch_size`.
     """
     by_length = sorted(indices, key=lambda i: (-lengths[i], i))
     num_micro = max(1, -(-len(by_length) // (workers * micro_batch_size)))
@@ -142,24 +142,27 @@ def deal(
             to = min(free, key=lambda worker: (tokens[worker], dealt[worker], worker))
             hands[to].append(index)
             tokens[to] += lengths[index]
-        _even_out(hands, lengths)
+        _even_out(hands, lengths, share=share)
         for worker in range(workers):
             step[worker].append(hands[worker])
             dealt[worker] += sum(lengths[i] for i in hands[worker])
     return step
 
 
-def _even_out(hands: list[list[int]], lengths: Sequence[int]) -> None:
+def _even_out(hands: list[list[int]], lengths: Sequence[int], *, share: int) -> None:
     """Exchange or move records from the fullest to the emptiest hand until that helps no more.
 
-    One that is moved leaves a hand with more records than the others; it has fewer tokens than the
-    fullest had before, and tokens are what takes memory and time.
+    One that is moved leaves a hand with more records than the others, and fewer tokens than the
+    fullest had before: tokens are what takes memory and time where nothing is padded. Elsewhere a
+    hand can become wider, so it takes at most a quarter more than its `share` of the records.
     """
     while True:
         tokens = [sum(lengths[i] for i in hand) for hand in hands]
         most, least = tokens.index(max(tokens)), tokens.index(min(tokens))
         gap = tokens[most] - tokens[least]
-        in_return = [(len(hands[least]), 0), *((j, lengths[i]) for j, i in enumerate(hands[least]))]
+        in_return = [(j, lengths[i]) for j, i in enumerate(hands[least])]
+        if len(hands[least]) < share + share // 4:
+            in_return.append((len(hands[least]), 0))
         # A record that is longer by d than what comes back for it changes the gap by 2 d.
         found = min(
             (

@@ -5,7 +5,6 @@ Records are encoded as for training and scored shard by shard on Ray Data.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from cluster.errors import ConfigError, DataError, DistilleryError, StageError, 
 from cluster.storage import Store
 from distill.batches import drain, failed_block
 from distill.train.config import StudentConfig, TrainConfig
+from distill.train.fit import preparing_environment
 from distill.train.logprobs_writer import TOKENS_PER_SHARD, plan_cache, write_shard
 
 Progress = Callable[[int, int, float], None]
@@ -71,7 +71,7 @@ def cache_logprobs(
     import ray
 
     kd = train.kd.model_copy(update={"cache": cache_location(train.kd.cache)})
-    env = {"env_vars": {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0")}}
+    env = {"env_vars": preparing_environment()}
     try:
         task = ray.remote(num_cpus=0, num_returns=2)(_prepare).options(runtime_env=env)
         about_ref, shards_ref = task.remote(

@@ -184,7 +184,7 @@ class TrainConfig(StrictModel):
     """Records per optimiser step over all workers."""
     micro_batch_size: int = Field(default=8, ge=1)
     """Records per worker and forward pass; the rest is gradient accumulation. Where it evens out
-    the workers' tokens, one takes a few short ones more and another fewer."""
+    the workers' tokens, one takes up to a quarter more, short ones, and another fewer."""
     learning_rate: float = Field(default=4e-4, gt=0, le=1)
     """Peak rate."""
     learning_rates: dict[str, float] = Field(default_factory=dict)

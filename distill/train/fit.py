@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def fit(
     try:
         task = ray.remote(num_cpus=0, num_returns=4)(prepare_feed)
         summary_ref, outline, encoded, held_out = task.options(
-            runtime_env={"env_vars": {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0")}}
+            runtime_env={"env_vars": preparing_environment()}
         ).remote(
             config,
             train,
@@ -119,7 +120,8 @@ def fit(
         raise StageError(f"training failed: {type(cause).__name__}: {cause}") from error
     finally:
         if sampler is not None:
-            ray.get(sampler.stop.remote())
+            with suppress(ray.exceptions.RayError):  # one that died is not what went wrong first
+                ray.get(sampler.stop.remote())
             ray.kill(sampler)
         drop_uploads(folder / "checkpoints")
     outcome = dict(result.return_value)
@@ -152,6 +154,15 @@ def _disk_full(folder: Path, what: str) -> str:
         f"the disk of {folder} is full: {what}; {kept}. Free some space and run the same command "
         "again: it goes on from there"
     )
+
+
+def preparing_environment() -> dict[str, str]:
+    """Environment of the task that encodes the records."""
+    return {
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"),
+        # Off elsewhere, where processes fork; here nothing forks and every core may encode.
+        "TOKENIZERS_PARALLELISM": "true",
+    }
 
 
 def worker_environment(train: TrainConfig, accelerator: str | None) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.heap import jemalloc
+from cluster.heap import heap_environment
 from distill.train.plan.activations import activation_bytes, loss_bytes, working_bytes
 from distill.train.plan.architecture import NF4_BYTES, Architecture
 from distill.train.plan.setting import Setting
@@ -193,7 +193,7 @@ def _moving(setting: Setting, batch: MicroBatch) -> list[Part]:
 
 def _heap_factor(setting: Setting) -> float:
     # In the driver's process the heap is whatever that process began with.
-    if jemalloc() is not None and not setting.train.in_process:
+    if "LD_PRELOAD" in heap_environment() and not setting.train.in_process:
         return HEAP_JEMALLOC
     return HEAP_GLIBC_FUSED if setting.fused else HEAP_GLIBC_PLAIN
 

@@ -47,6 +47,16 @@ def test_more_records_than_asked_for_are_short_ones() -> None:
     assert (one, other) == ([0], [1])
 
 
+def test_a_micro_batch_takes_at_most_a_quarter_more() -> None:
+    """Of a model whose records are padded it takes that much more memory at most."""
+    for size in (1, 2, 3, 4, 8):
+        steps = plan_epoch(
+            LENGTHS, seed=1, epoch=0, batch_size=16, workers=2, micro_batch_size=size
+        )
+        most = max(len(micro) for step in steps for worker in step for micro in worker)
+        assert most <= size + size // 4
+
+
 def test_like_lengths_of_a_step_are_padded_together() -> None:
     micros = [micro for step in plan(2) for worker in step for micro in worker]
     padded = sum(len(micro) * max((LENGTHS[i] for i in micro), default=0) for micro in micros)
