@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,44 @@ def test_two_workers_with_zero_2_of_which_one_is_killed_equal_one_without(
     assert result.final_validation_loss == pytest.approx(one.final_validation_loss, rel=2e-3)
     assert result.tokens == one.tokens
     assert [f["step"] for f in result.findings] == [f["step"] for f in one.findings]
+
+
+@pytest.mark.parametrize(("stage", "begun_by_one"), [(1, False), (3, True)])
+def test_two_workers_with_zero_1_and_3_equal_one_without(
+    stage: int, begun_by_one: bool, ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+    from torch.testing import assert_close
+
+    few: dict[str, Any] = {"max_steps": 10, "eval_every": 2, "keep_checkpoints": 2}
+    alone = settings(workers=1, zero_stage=0, in_process=True, **few)
+    one, of_one = run(tiny_model, tmp_path / "one", alone)
+    two = tmp_path / "two"
+
+    def kill(row: dict[str, Any]) -> None:
+        if row["step"] > 4:
+            start = curves(two / "checkpoints", "starts.jsonl")[-1]
+            with suppress(ProcessLookupError):
+                os.kill(start["pid"], signal.SIGKILL)
+
+    if begun_by_one:  # two go on from its checkpoint
+        begun = settings(workers=1, zero_stage=stage, max_failures=0, **few)
+        with pytest.raises(StageError, match="training failed"):
+            run(tiny_model, two, begun, on_progress=kill)
+    result, rows = run(tiny_model, two, settings(zero_stage=stage, **few))
+    assert len(curves(two / "checkpoints", "starts.jsonl")) == 1 + begun_by_one
+    assert losses(rows) == pytest.approx(losses(of_one), rel=2e-3)
+    assert result.final_validation_loss == pytest.approx(one.final_validation_loss, rel=2e-3)
+    # ZeRO 3 keeps a part of each adapter matrix on each worker; what is saved is whole.
+    adapter = "adapter/adapter_model.safetensors"
+    assert_close(
+        load_file(two / adapter), load_file(tmp_path / "one" / adapter), rtol=1e-2, atol=1e-3
+    )
+    looks = sorted(row["validation_loss"] for row in rows[1:] if "validation_loss" in row)
+    for folder in (tmp_path / "one", two):  # of five looks, the best two
+        positions = (folder / "checkpoints").glob("checkpoint_*/position.json")
+        kept = [json.loads(path.read_text())["last_loss"] for path in positions]
+        assert sorted(kept) == pytest.approx(looks[:2], rel=2e-3)
 
 
 DRIVER = """
