@@ -11,6 +11,7 @@ import pytest
 from local_ray import local_ray
 
 from cluster.errors import PrerequisiteError
+from cluster.heap import heap_environment, jemalloc
 from cluster.session import require_port
 
 
@@ -45,6 +46,22 @@ def test_an_address_that_is_none_of_this_machine_is_not_called_taken(host: str) 
         require_port(8000, field="serve.port", host=host)
     assert f"serve.port 8000 cannot be opened on {host}" in str(caught.value)
     assert "an address of this machine" in str(caught.value)
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(jemalloc() is None, reason="Ray brings no jemalloc here")
+def test_a_worker_that_is_given_the_heap_s_environment_has_it() -> None:
+    import ray
+
+    def grows() -> bool:
+        from cluster.heap import leaves_holes
+
+        return leaves_holes()
+
+    with local_ray():
+        task = ray.remote(grows)
+        with_it = task.options(runtime_env={"env_vars": heap_environment()})
+        assert ray.get([task.remote(), with_it.remote()]) == [True, False]
 
 
 @pytest.mark.ray

@@ -104,12 +104,17 @@ def test_a_bad_trial_is_stopped_and_a_second_call_does_nothing(
     notes: list[str] = []
     workers: set[int] = set()
 
+    left: list[str] = []
+
     def look(done: float, total: float, note: str) -> None:
         assert 0 <= done <= total == 3 * STEPS
         notes.append(note)
         starts = study.trial_folder(bad) / "checkpoints" / "starts.jsonl"
         if starts.is_file():
             workers.update(json.loads(line)["pid"] for line in starts.read_text().splitlines())
+        if (study.trial_folder(bad) / "curves.jsonl").is_file() and not left:
+            # As a worker leaves it that is killed while it uploads.
+            left.append(tempfile.mkdtemp(prefix=upload_prefix(starts.parent)))
 
     run_search(study, on_progress=look)
 
@@ -134,6 +139,7 @@ def test_a_bad_trial_is_stopped_and_a_second_call_does_nothing(
     assert not any(map(alive, workers))
     assert ray.available_resources().get("CPU") == 2
     assert not list(study.folder.glob("trials/*/checkpoints"))
+    assert left
     assert not any(map(uploads, [study.trial_folder(point) for point in points]))
 
     outcome = outcome_of(study)
