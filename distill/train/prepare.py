@@ -93,6 +93,7 @@ def prepare(
     tokenizer = AutoTokenizer.from_pretrained(student.model)
     check_template(tokenizer, model=student.model)
     check_targets(student)
+    check_rates(student, train)
     told: dict[str, Any] = {"train": train, "max_length": student.max_length, "cache": cache}
     records = [*records, *_mixed_in(train, len(records))]
     training = encoded_items(tokenizer, records, **told)
@@ -142,12 +143,34 @@ def _require_items(
             "give more records, raise max_length or lower train.workers"
         )
     if not held_out.items:
-        given = len(held_out.too_long) + len(held_out.without_rationale)
-        raise DataError(
-            f"no validation record is left ({given} given, {len(held_out.too_long)} "
-            f"above student.max_length {student.max_length}); early stopping and the held-out "
-            "loss need at least one: raise prompts.validation or student.max_length"
+        raise DataError(_why_no_validation(held_out, student=student))
+
+
+def _why_no_validation(held_out: Items, *, student: StudentConfig) -> str:
+    """Say what took the validation records, and the remedy for just that."""
+    reasons = (held_out.too_long, held_out.without_rationale, held_out.without_loss)
+    too_long, without_rationale, without_loss = map(len, reasons)
+    given = too_long + without_rationale + without_loss
+    if given and without_rationale == given:
+        return (
+            "no validation record is left: method 'cot' learns from reasoning, and none of "
+            f"{given} validation records has a rationale; set teacher.reasoning = true and "
+            "generate again, or take method 'sft'"
         )
+    counted = [f"{given} given", f"{too_long} above student.max_length {student.max_length}"]
+    remedies = ["raise prompts.validation"]
+    if too_long:
+        remedies.append("raise student.max_length")
+    if without_rationale:
+        counted.append(f"{without_rationale} without a rationale")
+        remedies.append("set teacher.reasoning = true and generate again")
+    if without_loss:
+        counted.append(f"{without_loss} without a token with loss")
+        remedies.append("look at their completions")
+    return (
+        f"no validation record is left ({', '.join(counted)}); early stopping and the held-out "
+        f"loss need at least one: {', '.join(remedies)}"
+    )
 
 
 def _mixed_in(train: TrainConfig, num_records: int) -> list[dict[str, Any]]:
@@ -190,14 +213,9 @@ def _teacher(
 
 def check_targets(student: StudentConfig) -> None:
     """Raise ConfigError for a target module the model lacks or a rank above its layers' width."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     from distill.train.model import linear_layers, target_names
 
-    # On the meta device a model of any size has its modules and no weights.
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(student.model))
+    model = _without_weights(student)
     names = target_names(model, "all-linear")
     linear = linear_layers(model)
     wanted = target_names(model, student.target_modules)
@@ -219,3 +237,32 @@ def check_targets(student: StudentConfig) -> None:
             f"student.rank: {student.rank} is above {width}, the width of the model's narrowest "
             "adapted layer, so the adapter would be larger than the layer; lower the rank"
         )
+
+
+def check_rates(student: StudentConfig, train: TrainConfig) -> None:
+    """Raise ConfigError for a key of `train.learning_rates` that no trained parameter answers to.
+
+    Workers would find it once the model is loaded, and Ray Train would start them again for it.
+    """
+    if not train.learning_rates:
+        return
+    import torch
+
+    from distill.train.model import with_adapter
+    from distill.train.setup import parameter_groups
+
+    model = _without_weights(student)
+    if student.tuning != "full":
+        with torch.device("meta"):
+            model = with_adapter(model, student, train)
+    # Workers know the student as `model` of the module that DeepSpeed drives.
+    parameter_groups(torch.nn.ModuleDict({"model": model}), train)
+
+
+def _without_weights(student: StudentConfig) -> Any:
+    """Return the base on the meta device, where a model of any size has modules and no weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(student.model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def load_teacher(name: str, train: TrainConfig, *, device: torch.device, max_len
 
 
 def parameter_groups(
-    module: Training, train: TrainConfig
+    module: torch.nn.Module, train: TrainConfig
 ) -> tuple[list[dict[str, Any]], list[float]]:
     """Return the optimiser's parameter groups and the factor of the rate of each.
 
@@ -94,11 +95,21 @@ def parameter_groups(
             members[next(key for key in keys if key in name)].append(parameter)
     unused = [key for key in train.learning_rates if not members[key]]
     if unused:
-        some = [name for name, p in module.named_parameters() if p.requires_grad][:3]
-        raise ConfigError(
-            f"train.learning_rates.{unused[0]}: no trained parameter's name holds it; names are "
-            f"such as {', '.join(some)}"
-        )
+        names = [name for name, p in module.named_parameters() if p.requires_grad]
+        raise ConfigError(f"train.learning_rates.{unused[0]}: {_why_unused(unused[0], names)}")
     used = [key for key in keys if members[key]]
     groups = [{"params": members[key]} for key in used]
     return groups, [train.learning_rates.get(key, 1.0) for key in used]
+
+
+def _why_unused(key: str, names: list[str]) -> str:
+    """Why no parameter is in the group of `key`, and what to do; `names` are of the trained."""
+    if any(key in name for name in names):
+        return "the keys before it take every parameter that it fits; put it before them"
+    parts = sorted({part for name in names for part in name.split(".")})
+    near = difflib.get_close_matches(key, parts, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return (
+        f"no trained parameter's name holds it; {hint}allowed is any part of a name such as "
+        f"{', '.join(names[:3])}"
+    )
