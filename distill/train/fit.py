@@ -13,6 +13,7 @@ from cluster.errors import DistilleryError, StageError, root_cause
 from cluster.heap import heap_environment
 from distill.train.config import StudentConfig, TrainConfig
 from distill.train.feed import TRAINING, Feed
+from distill.train.follow import Say
 from distill.train.loop import WorkerConfig, run_worker
 from distill.train.prepare import prepare_feed
 from distill.train.sampler import start_sampler
@@ -29,10 +30,12 @@ def fit(
     validation: list[dict[str, Any]],
     folder: Path,
     accelerator: str | None,
+    say: Say | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the preparation's summary, rank 0's last position, and the best checkpoint.
 
-    StageError when training cannot go on.
+    `say` is told, before anything is loaded, where the teacher's vocabulary is padded. StageError
+    when training cannot go on.
     """
     import ray
     import ray.data
@@ -56,6 +59,8 @@ def fit(
             cache=folder / "checkpoints" / "encoded",
         )
         summary: dict[str, Any] = ray.get(summary_ref)
+        if say is not None and summary.get("vocabulary_note"):
+            say(f"train.{train.method}.teacher: {summary['vocabulary_note']}")
         if train.method == "on_policy":
             sampler = start_sampler(config, accelerator=accelerator)
         told = WorkerConfig(

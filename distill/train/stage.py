@@ -65,7 +65,8 @@ def train(
 
     A record has `example_id`, `messages` and what `make_items` takes for the method. A second call
     with the same arguments resumes what was interrupted and returns what was finished. From other
-    threads `on_progress` is called with rows of `curves.jsonl` and `say` with trouble in words.
+    threads `on_progress` is called with rows of `curves.jsonl` and `say` with trouble in words; it
+    is also told where the teacher's vocabulary is padded.
     Raises ConfigError or DataError before anything is loaded for what can be known then, and
     StageError when training cannot go on.
     """
@@ -104,6 +105,7 @@ def train(
             validation=validation,
             folder=folder,
             accelerator=accelerator,
+            say=say,
         )
     output = folder / output_folder(config)
     _replace_folder(Path(best["path"]) / STUDENT, output)

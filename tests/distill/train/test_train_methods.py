@@ -16,6 +16,7 @@ from local_ray import local_ray
 
 from cluster.errors import ConfigError, DataError
 from distill.train.config import StudentConfig, TrainConfig
+from distill.train.follow import Say
 from distill.train.stage import TrainResult, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
@@ -75,7 +76,12 @@ def teacher(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(
-    model: Path, folder: Path, *, student: dict[str, Any] | None = None, **settings: Any
+    model: Path,
+    folder: Path,
+    *,
+    student: dict[str, Any] | None = None,
+    say: Say | None = None,
+    **settings: Any,
 ) -> tuple[TrainResult, list[float]]:
     """Train some steps; returns the result and the losses."""
     make = pairs if settings.get("method") == "dpo" else rows
@@ -90,6 +96,7 @@ def trained(
         records=make(0, 24),
         validation=make(100, 4),
         run_folder=folder,
+        say=say,
     )
     curves = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
     return result, [row["loss"] for row in curves if "loss" in row]
@@ -152,6 +159,24 @@ def test_a_student_learns_from_a_cache_of_all_tokens_as_from_the_teacher_itself(
     )
     _, offline = trained(tiny_model, tmp_path / "offline", kd=cached, **told)
     assert offline == pytest.approx(online, rel=1e-4)
+
+
+def test_a_teacher_with_a_padded_vocabulary_is_cut_and_it_is_said(
+    runtime: None, tiny_model: Path, teacher: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    padded = tmp_path / "padded-teacher"
+    model = AutoModelForCausalLM.from_pretrained(teacher)
+    model.resize_token_embeddings(576)
+    model.save_pretrained(padded)
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(padded)
+    said: list[str] = []
+    kd = {"teacher": str(padded)}
+    trained(tiny_model, tmp_path / "run", say=said.append, method="kd", kd=kd, max_steps=1)
+    (note,) = [text for text in said if "padding" in text]
+    assert note.startswith("train.kd.teacher: the output heads have 512 rows (student) and 576")
+    assert "both are cut to 512" in note
 
 
 def test_on_policy_learns_from_its_own_answers_and_keeps_them(
