@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from distill.teach.estimate import Estimate, estimate
 from distill.teach.identity import teacher_name
 from distill.teach.journal import read_journal
 from distill.teach.mixture import shares
+from distill.train.deepspeed_settings import DEEPSPEED, deepspeed_settings
 from jobs.config import RunConfig
 from jobs.display import Display
 from jobs.preflight import check_input
@@ -40,6 +42,8 @@ def print_estimate(config: RunConfig, *, until: str = "deploy", again: bool = Fa
     run = Run(config, Display())
     check_input(run, run.unfinished(stages, again=again), here=False)
     print_estimates(estimate_run(run))
+    if "train" in stages:
+        print_deepspeed(run)
 
 
 def print_estimates(found: Iterable[tuple[str, Estimate | None]]) -> None:
@@ -69,6 +73,16 @@ def print_estimates(found: Iterable[tuple[str, Estimate | None]]) -> None:
         for heading, text in shown.items():
             table.add_row(heading, escape(text))
         console.print(table)
+
+
+def print_deepspeed(run: Run) -> None:
+    """Print what DeepSpeed will be given, `[train.deepspeed]` merged in."""
+    config = run.config
+    settings = deepspeed_settings(config.train.for_hardware(config.cluster.accelerator))
+    run.display.say(
+        f"DeepSpeed's settings, which a training leaves in {DEEPSPEED}; [train.deepspeed] is "
+        f"merged over them:\n{json.dumps(settings, indent=2)}"
+    )
 
 
 def estimate_run(run: Run) -> list[tuple[str, Estimate | None]]:

@@ -11,6 +11,7 @@ from cluster.session import require_memory
 from distill.curate.multitask import multitask_records
 from distill.judge.stage import accepted
 from distill.teach.files import CANDIDATES
+from distill.train.deepspeed_settings import DEEPSPEED
 from distill.train.pairs import asked, pairs_from_file, pairs_from_scores, split_pairs
 from distill.train.stage import train
 from jobs.display import StepProgress
@@ -33,6 +34,9 @@ def work(run: Run, progress: StepProgress) -> StageResult:
             note += f", {state['tokens_per_s']:.0f} tokens/s"
         progress.update(state.get("step", 0), state.get("total_steps", 0), note)
 
+    run.display.say(
+        f"  DeepSpeed's settings: {run.shown(DEEPSPEED)} ([train.deepspeed] is merged over ours)"
+    )
     student = config.student.model_copy(update={"model": model_location(config.student.model)})
     result = train(
         student,

@@ -6,6 +6,9 @@ from typing import Any
 
 from distill.train.config import TrainConfig
 
+DEEPSPEED = "deepspeed.json"
+"""File of the run's folder with what DeepSpeed was given."""
+
 
 def deepspeed_settings(train: TrainConfig) -> dict[str, Any]:
     """Return DeepSpeed's configuration for `train`; `train.deepspeed` is merged over it."""

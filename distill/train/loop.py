@@ -22,7 +22,11 @@ from distill.train.batches import deal
 from distill.train.checkpoint import Position, load_state
 from distill.train.config import StudentConfig, TrainConfig
 from distill.train.curves import append_row, keep_rows
-from distill.train.deepspeed_settings import deepspeed_settings, skip_shared_memory_build
+from distill.train.deepspeed_settings import (
+    DEEPSPEED,
+    deepspeed_settings,
+    skip_shared_memory_build,
+)
 from distill.train.encode import Item
 from distill.train.feed import TRAINING, Steps, num_steps
 from distill.train.follow import CURVES, read_rows
@@ -102,7 +106,7 @@ def _run(config: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
     groups, factors = parameter_groups(module, train)
     settings = deepspeed_settings(train)
     if rank == 0:
-        (folder / "deepspeed.json").write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / DEEPSPEED).write_text(json.dumps(settings, indent=2) + "\n")
     engine, optimizer, _, _ = deepspeed.initialize(
         model=module, model_parameters=groups, config=settings
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -93,6 +94,17 @@ def test_a_dry_run_of_a_recording_makes_the_prompts_and_writes_nothing(starter):
     assert done.exit_code == 0, done.output
     assert "replay:answers.jsonl is asked nothing" in done.output
     assert not (starter / "runs").exists()
+
+
+def test_a_dry_run_prints_what_deepspeed_is_given(starter):
+    done = dry_run(starter, "--train.deepspeed.zero_optimization.reduce_bucket_size", "7")
+    assert done.exit_code == 0, done.output
+    told, _, settings = done.output.partition("merged over them:\n")
+    assert "deepspeed.json" in told
+    printed = json.loads(settings)
+    assert printed["zero_optimization"]["reduce_bucket_size"] == 7
+    assert printed["zero_optimization"]["stage"] == 2
+    assert "merged over them" not in dry_run(starter, "--until", "curate").output
 
 
 PROMPT = '{"id": "t1", "product": "p", "problem": "q", "ticket": "It is late."}\n'
