@@ -70,7 +70,7 @@ def _run(config: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
     import torch.distributed as dist
 
     from distill.train.model import save_student
-    from distill.train.objectives import KINDS, shares, shares_of
+    from distill.train.objectives import shares, shares_of, tokens_with_loss
     from distill.train.observe import Observer, peak_memory_mib
     from distill.train.setup import build_training, parameter_groups
 
@@ -222,7 +222,7 @@ def _run(config: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
             "epoch": round(position.step / steps_per_epoch, 4),
             "total_steps": total_steps,
             "loss": float(loss_sum),
-            "loss_tokens": sum(counts[kind] for kind in KINDS),
+            "loss_tokens": tokens_with_loss(counts, of),
             "learning_rate": rate,
             "grad_norm": grad_norm,
             "tokens": position.tokens,

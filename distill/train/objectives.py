@@ -83,6 +83,13 @@ def shares_of(counts: Mapping[str, int], *, num_items: int, train: TrainConfig) 
     return {kind: weights[kind] / total for kind in counts} if total else {}
 
 
+def tokens_with_loss(counts: Mapping[str, int], of: Mapping[str, float]) -> int:
+    """Count a step's target tokens whose share `of` its loss is above zero; of pairs all."""
+    if "pair" in of:
+        return sum(counts[kind] for kind in KINDS)
+    return sum(counts[kind] for kind, share in of.items() if share > 0)
+
+
 def token_shares(batch: Targets, of: Mapping[str, float]) -> torch.Tensor:
     """Each target token's share [N], from the kinds of its sequence's tokens."""
     values = [of[kind] for s in batch.sequences for kind, count in s.kinds for _ in range(count)]

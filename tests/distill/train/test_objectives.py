@@ -342,3 +342,38 @@ def test_qlora_is_lora_over_the_dequantised_weights(tiny_model: Path, tmp_path: 
     assert loss == pytest.approx(exact_loss, rel=1e-5)
     assert all("lora_" in name for name in found)
     assert max(distance(found, exact).values()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts", "expected"),
+    [
+        ({}, {"answer": 30}, 30),
+        ({"method": "dpo"}, {"answer": 30}, 30),
+        ({"method": "multitask"}, {"answer": 30, "label": 4, "rationale": 50}, 84),
+        (
+            {"method": "multitask", "multitask": {"alpha": 0.0, "beta": 0.0}},
+            {"answer": 30, "label": 4, "rationale": 50},
+            4,
+        ),
+        # Without a label nothing is learnt, which `MaskAllZero` names.
+        (
+            {"method": "multitask", "multitask": {"alpha": 0.0, "beta": 0.0}},
+            {"answer": 30, "rationale": 50},
+            0,
+        ),
+        (
+            {"method": "cot", "cot": {"answer_weight": 1.0, "rationale_weight": 0.0}},
+            {"answer": 30, "rationale": 50},
+            30,
+        ),
+    ],
+)
+def test_tokens_of_a_kind_without_weight_are_not_tokens_with_loss(
+    settings: dict[str, Any], counts: dict[str, int], expected: int
+) -> None:
+    from distill.train.objectives import KINDS, shares_of, tokens_with_loss
+
+    train = TrainConfig(**settings)
+    counts = dict.fromkeys(KINDS, 0) | counts
+    of = shares_of(counts, num_items=8, train=train)
+    assert tokens_with_loss(counts, of) == expected
