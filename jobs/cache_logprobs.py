@@ -27,9 +27,7 @@ def work(run: Run, progress: StepProgress) -> CacheResult:
     def show(done: int, total: int, seconds: float) -> None:
         rate = done / max(seconds, 1e-9)
         left = (total - done) / rate if rate else 0.0
-        progress.update(
-            done, total, f"{done:,}/{total:,} tokens, {rate:,.0f} tokens/s, {left:.0f} s left"
-        )
+        progress.update(done, total, f"{done:,}/{total:,} tokens, {rate:,.0f} tokens/s", left)
 
     return cache_logprobs(
         config.student.model_copy(update={"model": model_location(config.student.model)}),

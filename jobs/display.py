@@ -61,8 +61,13 @@ class Display:
 class StepProgress:
     """How far a step is."""
 
-    def update(self, done: float, total: float, note: str = "") -> None:
-        """Report `done` of `total`, with a word on what is happening."""
+    def update(
+        self, done: float, total: float, note: str = "", left_s: float | None = None
+    ) -> None:
+        """Report `done` of `total`, with a word on what is happening.
+
+        `left_s`: seconds left, where the step knows better than its reports' pace tells.
+        """
 
 
 class _Bar(StepProgress):
@@ -70,7 +75,10 @@ class _Bar(StepProgress):
         self._progress = progress
         self._task = progress.add_task(title, total=None, note="")
 
-    def update(self, done: float, total: float, note: str = "") -> None:
+    def update(
+        self, done: float, total: float, note: str = "", left_s: float | None = None
+    ) -> None:
+        # The bar has a column of its own for the time left.
         self._progress.update(self._task, completed=done, total=total, note=escape(note))
 
 
@@ -79,13 +87,46 @@ class _Lines(StepProgress):
         self._console = console
         self._title = title
         self._last = time.monotonic()
+        self._pace = _Pace()
 
-    def update(self, done: float, total: float, note: str = "") -> None:
-        if time.monotonic() - self._last < LINE_EVERY_S:
+    def update(
+        self, done: float, total: float, note: str = "", left_s: float | None = None
+    ) -> None:
+        now = time.monotonic()
+        paced = self._pace.left_s(now, done, total)
+        if now - self._last < LINE_EVERY_S:
             return
-        self._last = time.monotonic()
+        self._last = now
         share = f"{done / total:4.0%}" if total else ""
-        self._console.print(f"  {self._title} {share} {escape(note)}", soft_wrap=True)
+        left = paced if left_s is None else left_s
+        words = [note] * bool(note) + ([time_left(left)] if left else [])
+        self._console.print(f"  {self._title} {share} {escape(', '.join(words))}", soft_wrap=True)
+
+
+class _Pace:
+    """Time left by the pace since a phase's first report: what was done before it took no time."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+        self._newest = (0.0, 0.0)
+
+    def left_s(self, now: float, done: float, total: float) -> float | None:
+        """Return the seconds left once `done` of `total` are done; None where nothing tells."""
+        before, whole = self._newest
+        self._newest = (done, total)
+        if self._first is None or total != whole or done < before:
+            self._first = (now, done)
+        since, start = self._first
+        if done <= start or done >= total:
+            return None
+        return (total - done) * (now - since) / (done - start)
+
+
+def time_left(seconds: float) -> str:
+    """Say how much time is left, in the unit that fits."""
+    if seconds < 90:
+        return f"{seconds:.0f} s left"
+    return f"{seconds / 60:.0f} min left" if seconds < 3600 else f"{seconds / 3600:.1f} h left"
 
 
 @contextmanager

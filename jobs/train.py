@@ -26,14 +26,6 @@ def work(run: Run, progress: StepProgress) -> StageResult:
     records, validation = rows_for(run)
     require_memory(config.cluster.min_free_memory_gb, purpose=f"training {config.student.model}")
 
-    def show(state: dict[str, Any]) -> None:
-        note = f"loss {state['loss']:.3f}" if state.get("loss") is not None else "loading"
-        if state.get("validation_loss") is not None:
-            note += f", held-out {state['validation_loss']:.3f}"
-        if state.get("tokens_per_s"):
-            note += f", {state['tokens_per_s']:.0f} tokens/s"
-        progress.update(state.get("step", 0), state.get("total_steps", 0), note)
-
     run.display.say(
         f"  DeepSpeed's settings: {run.shown(DEEPSPEED)} ([train.deepspeed] is merged over ours)"
     )
@@ -45,7 +37,7 @@ def work(run: Run, progress: StepProgress) -> StageResult:
         validation=validation,
         run_folder=run.folder,
         accelerator=config.cluster.accelerator,
-        on_progress=show,
+        on_progress=lambda row: progress.update(*show_training(row)),
         say=lambda text: run.display.say(f"! {text}"),
     )
     trouble = "".join(
@@ -61,6 +53,16 @@ def work(run: Run, progress: StepProgress) -> StageResult:
         ),
         figures=figures,
     )
+
+
+def show_training(row: dict[str, Any]) -> tuple[float, float, str, float | None]:
+    """Return what `StepProgress.update` takes of a row of `curves.jsonl`."""
+    note = f"loss {row['loss']:.3f}" if row.get("loss") is not None else "loading"
+    if row.get("validation_loss") is not None:
+        note += f", held-out {row['validation_loss']:.3f}"
+    if row.get("tokens_per_s"):
+        note += f", {row['tokens_per_s']:.0f} tokens/s"
+    return row.get("step", 0), row.get("total_steps", 0), note, row.get("eta_s")
 
 
 def rows_for(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
