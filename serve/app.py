@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cluster import cpu_engine
 from cluster.errors import PrerequisiteError, StageError
 from cluster.heap import WORKER_EXTENSION
+from cluster.lora_rank import engine_rank
 from cluster.models import model_location, model_name
 from cluster.session import require_port
 from cluster.storage import Store
@@ -51,7 +52,7 @@ def engine_config(config: ServeConfig, *, base_model: str, accelerator: str | No
         "enable_lora": True,
         "max_loras": slots,
         "max_cpu_loras": max(slots, config.max_cpu_loras),
-        "max_lora_rank": config.max_lora_rank,
+        "max_lora_rank": engine_rank(config.max_lora_rank),
         "disable_log_stats": False,
     }
     hardware: dict[str, Any]

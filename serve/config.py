@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from cluster import lora_rank
 from cluster.config import StrictModel
 from cluster.masking import MaskingConfig
 from serve.quality.config import QualityConfig
@@ -97,8 +98,9 @@ class ServeConfig(StrictModel):
     """Adapters that one batch can mix."""
     max_cpu_loras: int = Field(default=8, ge=1)
     """Adapters kept in host memory."""
-    max_lora_rank: int = Field(default=16, ge=1)
-    """Largest rank the replicas accept; a student above it is refused before it is trained."""
+    max_lora_rank: int = Field(default=16, ge=1, le=lora_rank.LARGEST)
+    """Largest rank the replicas accept; a student above it is refused before it is trained.
+    vLLM makes room for the next of its ranks: 1, 8, 16, 32, 64, 128, 256, 320, 512."""
     kv_cache_gb: int = Field(default=1, ge=1)
     """KV cache on CPU, GiB."""
     cpu_threads: int = Field(default=0, ge=0)

@@ -17,10 +17,9 @@ from typing import Any
 
 from cluster import cpu_engine
 from cluster.errors import StageError
+from cluster.lora_rank import engine_rank
 from distill.evaluate.stepped import EngineFailedError, SteppedEngine
 
-# vLLM accepts these ranks as max_lora_rank only (vllm.config.lora.MaxLoRARanks).
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 LOG_TAIL_BYTES = 64 * 1024
 WARM_UP_PROMPTS = 2
 WARM_UP_TOKENS = 4
@@ -61,7 +60,7 @@ class EnginePlan:
                 # One slot more than the one adapter: with every slot filled, vLLM's CPU kernels
                 # can answer a base request with the adapter in the last slot.
                 "max_loras": 2,
-                "max_lora_rank": next(r for r in LORA_RANKS if r >= self.rank),
+                "max_lora_rank": engine_rank(self.rank),
             }
         if self.on_cpu:
             arguments |= cpu_engine.engine_arguments(kv_cache_gb=self.kv_cache_gb)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster import lora_rank
 from cluster.errors import DataError, StageError
 from distill.config import EvaluateConfig
-from distill.evaluate.engine import LORA_RANKS, EnginePlan, EngineWorker
+from distill.evaluate.engine import EnginePlan, EngineWorker
 
 Progress = Callable[[str, int, int], None]
 """Called with phase (`engine`, `base`, `student`), answers there, answers of both models."""
@@ -87,8 +88,8 @@ def predict(
 
 def _check_adapter(folder: Path, rank: int) -> None:
     # Said before an engine has been started for half a minute.
-    if rank > LORA_RANKS[-1]:
-        raise DataError(f"student.rank {rank} is above {LORA_RANKS[-1]}, the most vLLM loads.")
+    if rank > lora_rank.LARGEST:
+        raise DataError(f"student.rank {rank} is above {lora_rank.LARGEST}, the most vLLM loads.")
     config = folder / "adapter_config.json"
     if not config.is_file():
         raise DataError(f"{folder} is no PEFT adapter: it has no adapter_config.json. Train first.")

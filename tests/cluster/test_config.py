@@ -92,6 +92,7 @@ def test_an_unknown_field_of_a_teacher_is_compared_with_that_kind_of_teacher(tmp
     [
         (["--student.rank", "64"], "student.rank 64 is above serve.max_lora_rank 16"),
         (["--student.max_length", "4096"], "student.max_length 4096 is above serve.max_model_len"),
+        (["--serve.max_lora_rank", "513"], r"serve\.max_lora_rank: .*512"),
         (["--train.batch_size", "7"], "batch_size 7 must be a multiple of workers 2"),
     ],
 )
