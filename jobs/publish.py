@@ -25,6 +25,7 @@ def work(run: Run, progress: StepProgress) -> StageResult:
             "`python -m jobs.gate --config …` and see gates.json."
         )
     config = run.config
+    base_digest = trained_on(run)
     adapter = run.folder / "adapter"
     lora = json.loads((adapter / "adapter_config.json").read_text())
     records = training_records(run, "train")
@@ -34,7 +35,7 @@ def work(run: Run, progress: StepProgress) -> StageResult:
         AdapterManifest(
             name=config.registry.name or run.task.name,
             base_model=model_name(config.student.model),
-            base_digest=model_digest(config.student.model),
+            base_digest=base_digest,
             rank=int(lora["r"]),
             alpha=float(lora["lora_alpha"]),
             target_modules=sorted(lora["target_modules"]),
@@ -58,6 +59,22 @@ def work(run: Run, progress: StepProgress) -> StageResult:
             registry.promote(name, manifest.version, alias=alias)
         note += f", alias {alias} -> v{manifest.version}"
     return StageResult(rows_in=1, rows_out=1, note=note, figures={"version": manifest.version})
+
+
+def trained_on(run: Run) -> str:
+    """`model_digest` of the base; StageError where it is no longer what the adapter was made on."""
+    model = run.config.student.model
+    found = model_digest(model)
+    report = run.read_json("train.json") if run.store.exists("train.json") else {}
+    # Trainings from before it was noted have none.
+    before = report.get("made_from", {}).get("weights", found)
+    if before != found:
+        raise StageError(
+            f"student.model: config.json or weights in {model!r} have changed since {run.shown()} "
+            "was trained on them, and its adapter fits no other: put the old ones back, or train "
+            "again with `distillery run … --again`"
+        )
+    return found
 
 
 if __name__ == "__main__":

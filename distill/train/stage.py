@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError
-from cluster.models import model_location
+from cluster.models import model_digest, model_location
 from cluster.storage import digest_of
 from distill.train.cache_logprobs import cache_location
 from distill.train.checkpoint import STUDENT
@@ -162,21 +162,28 @@ def _fingerprint(
         "student": digest_of(config.model_dump()),
         "train": digest_of(train.model_dump(exclude=running)),
         "records": rows_digest(records, validation),
+        # A folder keeps its name when the model in it changes.
+        "weights": model_digest(config.model),
     }
+
+
+def _differing(before: dict[str, str], made_from: dict[str, str]) -> list[str]:
+    """Names of the digests that differ from what a folder was made from."""
+    # Folders from before the weights were noted: theirs are taken for the same.
+    before = {"weights": made_from["weights"], **before}
+    return [key for key, digest in made_from.items() if before.get(key) != digest]
 
 
 def _claim(checkpoints: Path, made_from: dict[str, str]) -> None:
     """Mark the checkpoint folder as this configuration's, or refuse another's checkpoints."""
     marker = checkpoints / "made_from.json"
     if marker.is_file():
-        before = json.loads(marker.read_text())
-        differs = [key for key, digest in made_from.items() if before.get(key) != digest]
+        differs = _differing(json.loads(marker.read_text()), made_from)
         if differs:
             raise ConfigError(
                 f"{checkpoints} holds checkpoints of another run: its {', '.join(differs)} "
                 "differ; give the run another name or delete the folder"
             )
-        return
     _write_json(marker, made_from)
 
 
@@ -190,7 +197,7 @@ def _finished(output: Path, made_from: dict[str, str]) -> TrainResult | None:
     if not report.is_file() or not output.is_dir():
         return None
     before = json.loads(report.read_text())
-    return TrainResult(**before["result"]) if before["made_from"] == made_from else None
+    return None if _differing(before["made_from"], made_from) else TrainResult(**before["result"])
 
 
 def _replace_folder(source: Path, target: Path) -> None:

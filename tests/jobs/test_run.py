@@ -3,9 +3,11 @@
 import pyarrow as pa
 import pytest
 
-from cluster.errors import GateError
+from cluster.errors import GateError, StageError
+from cluster.models import model_digest
 from jobs.config import load_run_config
 from jobs.display import Display
+from jobs.publish import trained_on
 from jobs.run import STAGES, Run, StageResult
 from jobs.train import rows_for
 
@@ -98,3 +100,20 @@ def test_pairs_for_dpo_are_read_from_what_the_jury_chose_among(tmp_path):
     training, validation = rows_for(run)
     assert [(r["example_id"], r["chosen"], r["rejected"]) for r in training] == [("a", "2", "3")]
     assert [r["example_id"] for r in validation] == ["b"]
+
+
+def test_an_adapter_is_not_published_for_weights_it_was_not_trained_on(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(b"first")
+    run = open_run(tmp_path, "--student.model", str(base))
+    digest = model_digest(base)
+    assert trained_on(run) == digest
+    run.store.write_json("train.json", {"made_from": {"records": "a"}, "result": {}})
+    assert trained_on(run) == digest
+    run.store.write_json("train.json", {"made_from": {"weights": digest}, "result": {}})
+    assert trained_on(run) == digest
+    (base / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(StageError, match=r"student\.model: config\.json or weights in .* changed"):
+        trained_on(run)
