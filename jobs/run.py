@@ -20,6 +20,7 @@ from cluster.storage import Store, digest_of, file_digest, folder_digests
 from distill.tasks.task import Task, load_task
 from distill.teach.config import AnyTeacher, ReplayTeacher, gives_candidates, members_of
 from distill.teach.identity import parameters
+from distill.train.config import RUNNING
 from jobs.config import RunConfig
 from jobs.display import Display, StepProgress
 
@@ -34,8 +35,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "publish": ("registry",),
     "deploy": ("serve",),
 }
-# What only says how fast or how safely the same result is made.
-NEUTRAL = {"train": {"max_failures", "keep_checkpoints", "track", "workers", "threads_per_worker"}}
+# Fields that decide no result.
+NEUTRAL = {"train": set(RUNNING)}
 
 # What a stage would otherwise resume from or return as it is, when it is asked to do it again.
 # Answers of a teacher are not among them: what was paid for is kept.

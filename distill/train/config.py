@@ -146,6 +146,10 @@ class TrackConfig(StrictModel):
         return self
 
 
+# What only says how fast or how safely the same result is made.
+RUNNING = ("max_failures", "keep_checkpoints", "track", "workers", "threads_per_worker", "liger")
+
+
 class TrainConfig(StrictModel):
     """The method, Ray Train, DeepSpeed and the optimiser."""
 

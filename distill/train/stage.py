@@ -13,7 +13,7 @@ from cluster.models import model_digest, model_location
 from cluster.storage import digest_of
 from distill.train.cache_logprobs import cache_location
 from distill.train.checkpoint import STUDENT
-from distill.train.config import StudentConfig, TrainConfig
+from distill.train.config import RUNNING, StudentConfig, TrainConfig
 from distill.train.fit import fit
 from distill.train.follow import Progress, Say, following, read_rows
 from distill.train.items import rows_digest
@@ -155,12 +155,9 @@ def _fingerprint(
     validation: list[dict[str, Any]],
 ) -> dict[str, str]:
     """Digests of what decides the outcome; fields that only tune the running are left out."""
-    running = {
-        "max_failures", "threads_per_worker", "keep_checkpoints", "track", "workers", "liger",
-    }  # fmt: skip
     return {
         "student": digest_of(config.model_dump()),
-        "train": digest_of(train.model_dump(exclude=running)),
+        "train": digest_of(train.model_dump(exclude=set(RUNNING))),
         "records": rows_digest(records, validation),
         # A folder keeps its name when the model in it changes.
         "weights": model_digest(config.model),

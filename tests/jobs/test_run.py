@@ -5,6 +5,8 @@ import pytest
 
 from cluster.errors import GateError, StageError
 from cluster.models import model_digest
+from distill.train.config import RUNNING
+from distill.train.stage import _fingerprint
 from jobs.config import load_run_config
 from jobs.display import Display
 from jobs.publish import trained_on
@@ -82,6 +84,25 @@ def test_training_again_starts_from_the_base_and_keeps_paid_answers(tmp_path):
 def test_a_cluster_of_another_size_goes_on_with_the_same_run(tmp_path):
     assert open_run(tmp_path).folder == open_run(tmp_path, "--train.workers", "1").folder
     assert open_run(tmp_path).folder != open_run(tmp_path, "--train.seed", "99").folder
+
+
+RUNNING_ONLY = {
+    "max_failures": "7", "keep_checkpoints": "5", "workers": "1", "threads_per_worker": "3",
+    "liger": "off", "track": '{ mlflow = "http://mlflow:5000" }',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_what_a_training_resumes_with_is_the_same_run(tmp_path, name):
+    plain = open_run(tmp_path)
+    changed = open_run(tmp_path, f"--train.{name}", RUNNING_ONLY[name])
+    assert changed.config.train != plain.config.train
+    assert changed.folder == plain.folder
+    assert made_from(changed) == made_from(plain)
+
+
+def made_from(run):
+    return _fingerprint(run.config.student, run.config.train, [], [])
 
 
 def test_pairs_for_dpo_are_read_from_what_the_jury_chose_among(tmp_path):
