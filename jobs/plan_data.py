@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import DistilleryError
+from distill.curate.multitask import multitask_records
 from distill.prompts.source import read_prompts
 from distill.prompts.split import build_rows
 from distill.tasks.rules_of_thumb import rules_of_thumb
-from distill.train.plan.workload import Workload, known_lengths
+from distill.teach.reasoning import CLOSE, OPEN, split_reasoning
+from distill.train.items import LABEL_TASK, RATIONALE_TASK, sequences_of
+from distill.train.plan.workload import RecordTokens, Workload, known_lengths, record_tokens
 from jobs.config import RunConfig
 from jobs.display import Display
 from jobs.run import Run
@@ -24,8 +27,11 @@ GUESSED_ANSWER_TOKENS = 200
 """Tokens of an answer when no record, no recorded answer and no flag says anything."""
 LOOKED_AT = 200
 """Prompts of a task whose lengths are taken for those of all, evenly from what is read."""
-Counts = list[tuple[int, int]]
-"""(prompt, completion) tokens a record."""
+ASSUMED_RATIONALE_TOKENS = 200
+"""Tokens of a rationale when `cot` or `multitask` is to learn them and none is there yet."""
+ASSUMED_LABEL_TOKENS = 4
+"""Tokens of a label with its end of turn, likewise."""
+Counts = list[RecordTokens]
 
 
 def workload_of(
@@ -46,16 +52,19 @@ def workload_of(
     if not count:
         count, source = _sample(config)
     limit = config.student.max_length
-    kept = [(p, c) for p, c in count if p + c <= limit] or [(limit // 2, limit // 2)]
-    share = sum(c for _, c in kept) / sum(p + c for p, c in kept)
+    kept = [one for one in count if one.longest <= limit]
+    kept = kept or [record_tokens([(limit // 2, limit // 2)])]
+    share = sum(one.completion for one in kept) / sum(one.total for one in kept)
     share = share if completion_share is None else completion_share
-    found = known_lengths([p + c for p, c in kept], completion_share=share, source=source)
+    found = known_lengths([one.total for one in kept], completion_share=share, source=source)
     if source.startswith("curated") and records in (None, found.records):
         return found
     # Of a sample the lengths are known, and not that of the longest record to come.
     number = records or config.prompts.train
     alike = found.lengths if len(found.lengths) > 1 else ()
-    return Workload(number, found.mean_tokens, limit, share, source, alike)
+    # The tasks of `multitask` may be longer together than any one of them.
+    most = max(limit, found.max_tokens)
+    return Workload(number, found.mean_tokens, most, share, source, alike)
 
 
 def _curated(config: RunConfig) -> tuple[Counts, str]:
@@ -65,13 +74,35 @@ def _curated(config: RunConfig) -> tuple[Counts, str]:
         path = "curated/train.parquet"
         if not run.store.exists(path):
             return [], ""
-        rows = run.store.read_rows(path)
+        rows = _learnt(run, run.store.read_rows(path))
     except DistilleryError:  # a task that is not here yet: a plan needs none
         return [], ""
     encode, how = _tokenizer(config.student.model)
-    return [(_prompt(row, encode), encode(row["completion"]) + 1) for row in rows], (
-        f"curated/train.parquet of this run, {how}"
-    )
+    source = f"curated/train.parquet of this run, {how}"
+    method = config.train.method
+    if method == "cot":
+        reasoned = [row for row in rows if row.get("rationale")]
+        if rows and not reasoned:  # training will say that they are missing
+            counts = [
+                _assumed(_prompt(row, encode), encode(row["completion"]) + 1, encode, method)
+                for row in rows
+            ]
+            return counts, f"{source}, {_assuming(ASSUMED_RATIONALE_TOKENS)}"
+        rows = reasoned
+    # Pairs for DPO are made later; their answers are taken for as long as the curated ones.
+    sequences = [sequences_of(row, "sft" if method == "dpo" else method) for row in rows]
+    return [
+        record_tokens([(_prompt(s, encode), encode(s["completion"]) + 1) for s in parts])
+        for parts in sequences
+    ], source
+
+
+def _learnt(run: Run, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the labels that `multitask` learns."""
+    if run.config.train.method != "multitask":
+        return rows
+    labelled = multitask_records(rows, task=run.task)
+    return [{**row, "completion": row["response"]} for row in labelled]
 
 
 def _sample(config: RunConfig) -> tuple[Counts, str]:
@@ -91,13 +122,36 @@ def _sample(config: RunConfig) -> tuple[Counts, str]:
     if not rows:
         return [], nothing
     encode, how = _tokenizer(config.student.model)
-    answers = [encode(text) for text in recorded]
+    taken_apart = [split_reasoning(text) for text in recorded]
+    answers = [encode(answer) for _, answer in taken_apart]
     answers = answers or [encode(row["reference"]) for row in rows if row.get("reference")]
     mean = round(sum(answers) / len(answers)) if answers else GUESSED_ANSWER_TOKENS
     known = "recorded answers" if answers else f"answers assumed of {mean} tokens"
-    return [(_prompt(row, encode), mean) for row in rows], (
+    method = config.train.method
+    reasoned = [encode(rationale) for rationale, _ in taken_apart if rationale]
+    reasoning = round(sum(reasoned) / len(reasoned)) if reasoned else ASSUMED_RATIONALE_TOKENS
+    if method in ("cot", "multitask"):
+        known += ", recorded rationales" if reasoned else f", {_assuming(reasoning)}"
+    return [_assumed(_prompt(row, encode), mean, encode, method, reasoning) for row in rows], (
         f"the task's own prompts, {known}, {how}; longest assumed as student.max_length"
     )
+
+
+def _assumed(
+    prompt: int, answer: int, encode: Any, method: str, reasoning: int = ASSUMED_RATIONALE_TOKENS
+) -> RecordTokens:
+    """Count a record of which the rationale is not known, and with it what `method` makes of it."""
+    if method == "cot":
+        return record_tokens([(prompt, answer + reasoning + encode(f"{OPEN}\n\n{CLOSE}\n"))])
+    if method != "multitask":
+        return record_tokens([(prompt, answer)])
+    label = (prompt + encode(f"\n\n{LABEL_TASK}"), ASSUMED_LABEL_TOKENS)
+    rationale = (prompt + encode(f"\n\n{RATIONALE_TASK}"), reasoning + 1)
+    return record_tokens([(prompt, answer), label, rationale])
+
+
+def _assuming(reasoning: int) -> str:
+    return f"rationales assumed of {reasoning} tokens"
 
 
 def _prompt(row: dict[str, Any], encode: Any) -> int:

@@ -52,7 +52,7 @@ def make_items(
                 f"pair {row['example_id']}: chosen and rejected are the same text; a pair needs a "
                 f"better and a worse answer (row {number + 1})"
             )
-    per_row = [_sequences(row, train.method) for row in given]
+    per_row = [sequences_of(row, train.method) for row in given]
     encoded = iter(_encode(tokenizer, [part for parts in per_row for part in parts]))
     for row, parts in zip(given, per_row, strict=True):
         sequences = tuple(islice(encoded, len(parts)))
@@ -70,7 +70,7 @@ def rows_digest(*splits: Sequence[dict[str, Any]]) -> str:
     return digest_of([[[row.get(name) for name in LEARNT] for row in rows] for rows in splits])
 
 
-def _sequences(row: dict[str, Any], method: str) -> list[dict[str, Any]]:
+def sequences_of(row: dict[str, Any], method: str) -> list[dict[str, Any]]:
     """Return what is encoded for a row: `example_id`, `messages`, `completion`, `kind`."""
     plain = {"example_id": row["example_id"], "messages": row["messages"], "kind": "answer"}
     if method == "dpo":

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from cluster.errors import ConfigError
 from distill.records import COMPLETION
+from distill.train.items import RATIONALE_TASK
+from distill.train.plan.workload import Workload
 from jobs.cli import cli
 from jobs.config import load_run_config
 from jobs.display import Display
@@ -120,23 +122,61 @@ def test_a_wrong_number_of_gpus_is_an_error() -> None:
     assert "train.batch_size 16 must be a multiple" in str(done.exception)
 
 
-def test_curated_records_of_the_run_are_read_where_there_are_some(tmp_path: Path) -> None:
+def curated(tmp_path: Path, *flags: str, **further: str) -> Workload:
+    """What a plan reads of a run with twenty curated records."""
     import pyarrow as pa
 
-    config = load_run_config([preset_path("smollm2")], overrides=[f"--run.root={tmp_path}"])
-    run = Run(config, Display())
+    overrides = [f"--run.root={tmp_path}", *flags]
+    config = load_run_config([preset_path("smollm2")], overrides=overrides)
     rows: list[dict[str, Any]] = [
         {
             "example_id": str(i),
             "messages": [{"role": "user", "content": "x" * 400}],
             "completion": "y" * 100 * (1 + i % 2),
+            **further,
         }
         for i in range(20)
     ]
     columns = {name: [row.get(name) for row in rows] for name in COMPLETION.names}
+    run = Run(config, Display())
     run.store.write_table("curated/train.parquet", pa.table(columns, schema=COMPLETION))
-    found = plan_config(config, Asked(), measured=False).setting.workload
+    return plan_config(config, Asked(), measured=False).setting.workload
+
+
+def test_curated_records_of_the_run_are_read_where_there_are_some(tmp_path: Path) -> None:
+    found = curated(tmp_path)
     assert found.source == "curated/train.parquet of this run, 4 characters a token"
     assert found.records == 20
     # 100 tokens of text and 8 of the template, then 25 or 50 and the end of turn.
     assert (found.max_tokens, found.mean_tokens) == (159, pytest.approx(146.5))
+
+
+def test_rationales_count_where_the_method_learns_them(tmp_path: Path) -> None:
+    reasoned = {"rationale": "z" * 400}
+    assert curated(tmp_path, **reasoned).mean_tokens == pytest.approx(146.5)
+    # 100 tokens of reasoning, 26 characters of tags and line ends.
+    cot = curated(tmp_path, "--train.method=cot", **reasoned)
+    assert cot.mean_tokens == pytest.approx(146.5 + 106, abs=1)
+    # A further sequence of 100 tokens and its end, and what asks for it; "yyy" has no label.
+    multitask = curated(tmp_path, "--train.method=multitask", **reasoned)
+    asked = -(-len(f"\n\n{RATIONALE_TASK}") // 4)
+    assert multitask.mean_tokens == pytest.approx(146.5 + 101 + asked, abs=1)
+    assert multitask.completion_share > curated(tmp_path, **reasoned).completion_share
+
+
+@pytest.mark.parametrize("method", ["cot", "multitask"])
+def test_rationales_that_are_not_there_yet_are_assumed_and_it_is_said(method: str) -> None:
+    def workload(*flags: str) -> Workload:
+        longer = ["--student.max_length=1024", *flags]
+        config = load_run_config([preset_path("smollm2")], overrides=longer)
+        return plan_config(config, Asked(), measured=False).setting.workload
+
+    plain, found = workload(), workload(f"--train.method={method}")
+    assert "rationales assumed of 200 tokens" in found.source
+    assert found.mean_tokens > plain.mean_tokens + 200
+
+
+def test_a_records_tasks_together_may_be_longer_than_its_longest_sequence() -> None:
+    config = load_run_config([preset_path("smollm2")], overrides=["--train.method=multitask"])
+    found = plan_config(config, Asked(), measured=False).setting.workload
+    assert found.max_tokens >= max(found.lengths) > config.student.max_length

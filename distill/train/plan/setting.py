@@ -87,5 +87,8 @@ class Setting:
 
     @property
     def sequences_per_record(self) -> int:
-        """DPO runs a chosen and a rejected answer for every record."""
+        """DPO runs a chosen and a rejected answer for every record.
+
+        A rationale, and the further tasks of `multitask`, are in the workload's lengths.
+        """
         return 2 if self.train.method == "dpo" else 1

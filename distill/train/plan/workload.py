@@ -30,6 +30,21 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class RecordTokens:
+    """Tokens of all that a method trains of one record."""
+
+    prompt: int
+    completion: int
+    longest: int
+    """Tokens of its longest sequence, which `student.max_length` is about."""
+
+    @property
+    def total(self) -> int:
+        """Tokens that are computed for it."""
+        return self.prompt + self.completion
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """What one worker holds at once."""
 
@@ -40,6 +55,16 @@ class MicroBatch:
     """Tokens of all of them; nothing is padded."""
     completion_rows: int
     """Tokens that have a loss, and so a row of logits."""
+
+
+def record_tokens(sequences: Sequence[tuple[int, int]]) -> RecordTokens:
+    """Add up a record's sequences, (prompt, completion) tokens of each; the answer's is first.
+
+    The further ones ask the same with a sentence more: their common prompt is computed once.
+    """
+    shared = sequences[0][0]
+    prompt = shared + sum(max(0, p - shared) for p, _ in sequences[1:])
+    return RecordTokens(prompt, sum(c for _, c in sequences), max(p + c for p, c in sequences))
 
 
 def known_lengths(lengths: Sequence[int], *, completion_share: float, source: str) -> Workload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from distill.train.plan.hardware import Hardware, find_hardware
 from distill.train.plan.memory import GIB, predict_memory
 from distill.train.plan.plan import make_plan
 from distill.train.plan.setting import Setting
-from distill.train.plan.workload import Workload, known_lengths, largest_micro_batch, steps
+from distill.train.plan.workload import (
+    Workload,
+    known_lengths,
+    largest_micro_batch,
+    record_tokens,
+    steps,
+)
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 CPU = Hardware(
@@ -73,6 +80,24 @@ def test_every_method_adds_what_it_needs() -> None:
     dpo = setting(method="dpo")
     assert gib(dpo, "activations") == pytest.approx(2 * gib(setting(), "activations"))
     assert gib(setting(student={"tuning": "full"}, method="dpo"), "reference") > 14
+    # Prompt, answer; reasoning before the answer; the label's and the rationale's tasks beside it.
+    answer, label, rationale = (3000, 1000), (3100, 50), (3100, 1950)
+    learnt = {"sft": [answer], "cot": [(3000, 3000)], "multitask": [answer, label, rationale]}
+    found = {}
+    for method, sequences in learnt.items():
+        tokens = record_tokens(sequences)
+        share = tokens.completion / tokens.total
+        work = known_lengths([tokens.total] * 16, completion_share=share, source="a test")
+        found[method] = make_plan(replace(setting(method=method), workload=work))
+    assert gib(found["cot"].setting, "activations") == pytest.approx(
+        1.5 * gib(found["sft"].setting, "activations")
+    )
+    # The tasks' common prompt is computed once: 3000 + 2 × 100 + 3000.
+    assert gib(found["multitask"].setting, "activations") == pytest.approx(
+        1.55 * gib(found["sft"].setting, "activations")
+    )
+    assert found["sft"].speed.hours < found["cot"].speed.hours < found["multitask"].speed.hours
+    assert record_tokens(learnt["multitask"]).longest == 5050
 
 
 @pytest.mark.parametrize(
