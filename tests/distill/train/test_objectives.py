@@ -441,7 +441,7 @@ def test_qlora_is_lora_over_the_dequantised_weights(tiny_model: Path, tmp_path: 
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     quantised = 0
     for name, module in plain.named_modules():
-        weight = getattr(getattr(inner.get(name), "base_layer", None), "weight", None)
+        weight: Any = getattr(getattr(inner.get(name), "base_layer", None), "weight", None)
         if type(weight).__name__ == "Params4bit":
             quantised += 1
             assert weight.quant_state.quant_type == "nf4"
