@@ -325,6 +325,22 @@ def test_zero_3_trains_saves_and_stops_early(
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_what_is_kept_is_the_best_look_not_the_last(
+    ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Held-out records that ask for something else get worse the more is learnt."""
+    other = [{**record, "completion": "Quite unlike: " + "why? " * 5} for record in VALIDATION]
+    here = settings(workers=1, zero_stage=0, in_process=True, eval_every=5, epochs=1)
+    result, rows = run(tiny_model, tmp_path, here, validation=other)
+    looks = {row["step"]: row["validation_loss"] for row in rows[1:] if "validation_loss" in row}
+    best = min(looks, key=lambda step: looks[step])
+    assert best < max(looks)
+    assert result.best_validation_loss == looks[best] < result.final_validation_loss
+    kept = tmp_path / "checkpoints" / f"checkpoint_{best:06d}" / "adapter"
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "adapter" / name).read_bytes() == (kept / name).read_bytes()
+
+
 def test_a_loss_that_is_not_a_number_stops_with_the_records(
     ray_address: str, tiny_model: Path, tmp_path: Path
 ) -> None:
