@@ -1,4 +1,4 @@
-"""Encoded items on disk: the tokenizer runs once for the same records, whoever trains on them."""
+"""Encoded items on disk: in a run's folder the tokenizer runs once for the same records."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def encoded_items(
         return make_items(tokenizer, rows, train=train, max_length=max_length)
     made_from = {
         "format": FORMAT,
-        "vocabulary": vocabulary_digest(tokenizer),
+        "tokenizer": _tokenizer_digest(tokenizer),
         "template": str(getattr(tokenizer, "chat_template", "")),
         "method": train.method,
         "max_length": max_length,
@@ -55,6 +55,12 @@ def encoded_items(
     made = make_items(tokenizer, rows, train=train, max_length=max_length)
     _write(path, made)
     return made
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 (hex) of all that decides the tokens: merges and normaliser, not only their ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return vocabulary_digest(tokenizer) if backend is None else digest_of(backend.to_str())
 
 
 def table_of(items: Sequence[Item]) -> pa.Table:

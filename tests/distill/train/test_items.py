@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,21 @@ def test_the_tokenizer_runs_once_for_the_same_rows(tokenizer: Any, tmp_path: Pat
     assert again == first
     assert first.too_long == ["long"]
     assert encoded_items(counting, rows, train=TrainConfig(), **told) != first
+
+
+@pytest.mark.model
+def test_another_normaliser_is_another_tokenizer(tokenizer: Any, tmp_path: Path) -> None:
+    from tokenizers.normalizers import Lowercase
+
+    from distill.train.encoded import encoded_items
+
+    told: dict[str, Any] = {"train": TrainConfig(), "max_length": 512, "cache": tmp_path}
+    loud = [{**ROW, "completion": "YES"}]
+    plain = encoded_items(tokenizer, loud, **told)
+    lower = copy.deepcopy(tokenizer)
+    lower.backend_tokenizer.normalizer = Lowercase()
+    assert lower.get_vocab() == tokenizer.get_vocab()
+    assert encoded_items(lower, loud, **told) != plain
 
 
 def answer(name: str, text: str, score: float | None) -> dict[str, Any]:
