@@ -175,12 +175,15 @@ def _claim(checkpoints: Path, made_from: dict[str, str]) -> None:
     """Mark the checkpoint folder as this configuration's, or refuse another's checkpoints."""
     marker = checkpoints / "made_from.json"
     if marker.is_file():
-        differs = _differing(json.loads(marker.read_text()), made_from)
+        before = json.loads(marker.read_text())
+        differs = _differing(before, made_from)
         if differs:
             raise ConfigError(
                 f"{checkpoints} holds checkpoints of another run: its {', '.join(differs)} "
                 "differ; give the run another name or delete the folder"
             )
+        if before == made_from:  # there may be no room left to write it once more
+            return
     _write_json(marker, made_from)
 
 
