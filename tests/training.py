@@ -9,6 +9,9 @@ from typing import Any
 from distill.train.config import StudentConfig, TrainConfig
 from distill.train.encode import Encoded, Item
 
+EXACT = 1e-5
+"""Relative difference that the order of float32 sums makes."""
+
 
 def student(folder: Path, precision: str = "fp32", **config: Any) -> Any:
     """A student whose adapter does something: B is zero at first, which hides half of it."""
@@ -83,3 +86,28 @@ def distance(grads: dict[str, Any], exact: dict[str, Any]) -> dict[str, float]:
     """Relative error of each gradient."""
     assert grads.keys() == exact.keys()
     return {n: float((grads[n] - exact[n]).norm() / exact[n].norm()) for n in exact}
+
+
+def one_by_one(model: Any, sequence: Encoded) -> Any:
+    """Logits [n, V] that predict the completion: the sequence alone, transformers' own forward."""
+    import torch
+
+    logits = model(input_ids=torch.tensor([sequence.tokens])).logits[0]
+    return logits[sequence.num_prompt - 1 : -1].double()
+
+
+def negative_log_likelihood(model: Any, sequence: Encoded) -> Any:
+    """Of each token of the completion, in float64."""
+    import torch
+
+    targets = torch.tensor(sequence.tokens[sequence.num_prompt :])
+    return torch.nn.functional.cross_entropy(one_by_one(model, sequence), targets, reduction="none")
+
+
+def gradients_of(model: Any, loss: Any) -> dict[str, Any]:
+    """Gradients of all that is trained, by the name it has in the module."""
+    model.zero_grad()
+    loss.backward()
+    return {
+        f"model.{n}": p.grad.double() for n, p in model.named_parameters() if p.grad is not None
+    }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
+import sys
 import time
 
 import psutil
@@ -11,7 +13,7 @@ import pytest
 from local_ray import local_ray
 
 from cluster.errors import PrerequisiteError
-from cluster.heap import heap_environment, jemalloc
+from cluster.heap import heap_environment
 from cluster.session import require_port
 
 
@@ -49,7 +51,9 @@ def test_an_address_that_is_none_of_this_machine_is_not_called_taken(host: str) 
 
 
 @pytest.mark.ray
-@pytest.mark.skipif(jemalloc() is None, reason="Ray brings no jemalloc here")
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="Ray's jemalloc"
+)
 def test_a_worker_that_is_given_the_heap_s_environment_has_it() -> None:
     import ray
 
